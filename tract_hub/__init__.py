@@ -1,0 +1,1 @@
+"""TrAct for the first layer of every published vision model."""

@@ -1,0 +1,23 @@
+"""Every error and warning that tract_hub raises of its own."""
+
+from __future__ import annotations
+
+
+class TractError(Exception):
+    """Something TrAct cannot do; the message says what was found and what to pass."""
+
+
+class StemNotFoundError(TractError):
+    """No layer of the model reads the pixels in a way that TrAct can treat."""
+
+
+class UnsupportedStemError(TractError):
+    """A first layer was found, and cannot be treated exactly."""
+
+
+class ExampleInputError(TractError):
+    """The model could not be traced with the inputs at hand."""
+
+
+class TractWarning(UserWarning):
+    """Something a user of TrAct should know; training goes on."""
