@@ -14,11 +14,13 @@ class TractConfig:
     """What ``enable`` was asked for.
 
     Args:
-        lam: damping λ of the Gram matrix, in units of the squared input; finite and positive. 0.1 suits inputs standardised to mean 0 and deviation 1.
+        lam: damping λ of the Gram matrix, in units of the squared input, finite and positive. 0.1
+            suits inputs standardised to mean 0 and deviation 1.
         scope: whose rows the Gram matrix is taken over. ``"rank"``: this process's batch.
 
     Raises:
         ValueError: λ is not a finite positive number, or the scope is unknown.
+
     """
 
     lam: float = 0.1

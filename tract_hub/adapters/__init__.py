@@ -1,0 +1,1 @@
+"""Finding first layers: it knows the model zoos, and no mathematics."""

@@ -1,0 +1,262 @@
+"""Follow the pixels through one forward of a model that computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from tract_hub.adapters import flow as rules
+from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
+from tract_hub.adapters.meta_values import stand_in
+from tract_hub.method.operations import LinearCall, read_call
+
+
+@dataclass(frozen=True)
+class Consumption:
+    """One call of a layer that reads something which came from the pixels.
+
+    Attributes:
+        call: the call, with meta tensors; None where it is no operation that TrAct treats.
+        operation: the operation's name.
+        flow: how the pixels reached its input.
+        parameters: names of the parameters that its weight is made of.
+        modules: the modules whose forward was running, outermost first.
+        derived: whether the weight is not the parameter itself.
+        weight_flow: how the pixels reached the weight, where they did.
+
+    """
+
+    call: LinearCall | None
+    operation: str
+    flow: Flow
+    parameters: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    derived: bool = False
+    weight_flow: Flow | None = None
+
+
+@dataclass
+class Trace:
+    """All that one forward showed.
+
+    Attributes:
+        layers: consumptions of the pixels, and of what is no longer affine in them.
+        behind: parameters whose layer also read features.
+        ended: why the forward did not come to its end, if it did not.
+
+    """
+
+    layers: list[Consumption] = field(default_factory=list)
+    behind: set[str] = field(default_factory=set)
+    ended: Exception | None = None
+
+
+def follow_pixels(
+    skeleton: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Iterable[Tensor]
+) -> Trace:
+    """Run a skeleton once and record every layer that the pixels reach.
+
+    Args:
+        skeleton: a model on the meta device, see ``meta_skeleton``.
+        args: positional inputs of its forward, on the meta device or small and real.
+        kwargs: its named inputs.
+        pixels: those of the inputs that are pixels.
+
+    """
+    trace = Trace()
+    tags = _Tags()
+    names: dict[int, str] = {}
+    for name, parameter in skeleton.named_parameters():
+        tags.put(parameter, Tag(parameters=frozenset([name])))
+        names[id(parameter)] = name
+    for tensor in pixels:
+        tags.put(tensor, Tag(Flow(Kind.PIXELS)))
+    running = _Running(skeleton)
+    try:
+        layers = _Layers(trace, tags, running.stack, names)
+        with torch.no_grad(), running, layers, _Operations(trace, tags, layers):
+            skeleton(*args, **kwargs)
+    except Exception as error:
+        trace.ended = error
+    return trace
+
+
+class _Tags:
+    """Tags of tensors, by the storage that they share with their views."""
+
+    def __init__(self) -> None:
+        self._tags: dict[int, Tag] = {}
+        self._alive: list[Tensor] = []  # a storage's address is used again once it is freed
+
+    def get(self, tensor: Tensor) -> Tag:
+        return self._tags.get(tensor.untyped_storage()._cdata, NOTHING)
+
+    def put(self, tensor: Tensor, tag: Tag) -> None:
+        key = tensor.untyped_storage()._cdata
+        if tag != NOTHING or key in self._tags:
+            self._tags[key] = tag
+        self._alive.append(tensor)
+
+
+class _Running:
+    """The modules whose forward runs now, outermost first."""
+
+    def __init__(self, skeleton: nn.Module) -> None:
+        self.stack: list[nn.Module] = []
+        self._skeleton = skeleton
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Running:
+        for module in self._skeleton.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            enter, leave = self._enter, self._leave
+            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self.stack.append(module)
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.stack and self.stack[-1] is module:
+            self.stack.pop()
+
+
+class _Layers(TorchFunctionMode):
+    """Records the calls of layers, as torch functions with all their arguments."""
+
+    def __init__(
+        self, trace: Trace, tags: _Tags, stack: list[nn.Module], names: Mapping[int, str]
+    ) -> None:
+        super().__init__()
+        self.trace = trace
+        self.tags = tags
+        self.stack = stack
+        self.names = names
+        self.recorded = False  # the operation that runs now is on record
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = read_call(func, args, kwargs)
+        weight = self.tags.get(call.weight) if call else NOTHING
+        if call is None or not weight.parameters:
+            return func(*args, **kwargs)
+        self._record(call, self.tags.get(call.input).flow, weight)
+        self.recorded = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.recorded = False
+
+    def _record(self, call: LinearCall, flow: Flow | None, weight: Tag) -> None:
+        if flow is None:
+            return
+        if flow.kind is Kind.FEATURES:
+            self.trace.behind |= weight.parameters
+            return
+        self.trace.layers.append(
+            Consumption(
+                call=call,
+                operation=call.name,
+                flow=flow,
+                parameters=tuple(sorted(weight.parameters)),
+                modules=tuple(self.stack),
+                derived=id(call.weight) not in self.names,
+                weight_flow=weight.flow,
+            )
+        )
+
+    def unknown_layer(self, operation: str, flow: Flow, parameters: frozenset[str]) -> None:
+        """Record a layer that is none of the functions TrAct treats."""
+        if not self.recorded:
+            names = tuple(sorted(parameters))
+            consumption = Consumption(None, operation, flow, names, tuple(self.stack))
+            self.trace.layers.append(consumption)
+
+
+class _Operations(TorchDispatchMode):
+    """Passes tags from the inputs of each aten operation to its outputs."""
+
+    def __init__(self, trace: Trace, tags: _Tags, layers: _Layers) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = trace
+        self.tags = tags
+        self.layers = layers
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = list(_tensors(args, kwargs))
+        tags = [self.tags.get(tensor) for tensor in given]
+        if any(tensor.is_meta for tensor in given):
+            meta_args, meta_kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+            output = stand_in(func, meta_args, meta_kwargs)
+        else:
+            output = func(*args, **kwargs)
+        if func._schema.is_mutable and isinstance(output, Tensor) and given:
+            output = _written(args, kwargs)  # not its copy on the meta device
+        if any(tag is not NOTHING for tag in tags):
+            self._pass_on(_name(func), tags, given, output)
+        return output
+
+    def _pass_on(self, operation: str, tags: list[Tag], given: list[Tensor], output: Any) -> None:
+        tag = rules.after(operation, tags)
+        parameters = frozenset[str]().union(*(t.parameters for t in tags))
+        reaches = [t.flow for t in tags if t.flow and t.flow.kind is not Kind.FEATURES]
+        if reaches and parameters and operation in rules.LAYERS:
+            self.layers.unknown_layer(operation, reaches[0], parameters)
+        for tensor in _tensors((output,), {}):
+            self.tags.put(tensor, _of_kind(tensor, given, tag, operation))
+
+
+def _of_kind(tensor: Tensor, given: list[Tensor], tag: Tag, operation: str) -> Tag:
+    """Numbers cut down to integers, or compared, are no longer affine in the pixels."""
+    cut = any(_is_fractional(t) for t in given) and not _is_fractional(tensor)
+    if cut and tag.flow and tag.flow.kind is Kind.PIXELS:
+        return Tag(Flow(Kind.NONLINEAR, (*tag.flow.path, operation)))
+    return tag
+
+
+def _is_fractional(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _name(func: Any) -> str:
+    namespace, _, name = func._schema.name.partition("::")
+    return str(name.removesuffix("_")) if namespace == "aten" else str(func._schema.name)
+
+
+def _written(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return kwargs["out"] if isinstance(kwargs.get("out"), Tensor) else args[0]
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.to("meta")
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    leaves, _ = tree_flatten((args, kwargs))
+    return (leaf for leaf in leaves if isinstance(leaf, Tensor))

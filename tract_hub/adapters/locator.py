@@ -1,0 +1,176 @@
+"""From a trace of the pixels to a model's first layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from tract_hub.adapters.dataflow import Consumption, Trace, follow_pixels
+from tract_hub.adapters.examples import Example, examples_for, given_example
+from tract_hub.adapters.flow import Flow, Kind
+from tract_hub.adapters.skeleton import meta_skeleton
+from tract_hub.adapters.wrappers import unwrap
+from tract_hub.errors import ExampleInputError, StemNotFoundError, UnsupportedStemError
+from tract_hub.method.operations import Convolution
+from tract_hub.stem import Site, Stem
+
+
+def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
+    """Find the first layers of a model by following its pixels through one forward.
+
+    Nothing is computed (the forward runs on the meta device, on a copy without weights), and
+    nothing about the model changes.
+
+    Args:
+        model: any module, on any device, in any mode.
+        example_inputs: inputs of its forward, where its zoo does not tell them: a tensor, a tuple
+            of positional inputs or a mapping of named ones.
+
+    Returns:
+        The first layers, sorted by the name of their weight.
+
+    Raises:
+        StemNotFoundError: no layer reads the pixels before they pass a nonlinearity.
+        UnsupportedStemError: a first layer cannot be treated exactly.
+        ExampleInputError: the model could not be run with the inputs at hand.
+
+    """
+    inner, prefix = unwrap(model)
+    skeleton = meta_skeleton(inner)
+    given = example_inputs is not None
+    examples = [given_example(inner, example_inputs)] if given else examples_for(inner)
+    trace = _first_complete(inner, skeleton, examples)
+    stems = [_stem(inner, skeleton, group, prefix) for group in _first_layers(inner, trace)]
+    return tuple(sorted(stems, key=lambda stem: stem.weight_name))
+
+
+def _first_complete(model: nn.Module, skeleton: nn.Module, examples: Iterable[Example]) -> Trace:
+    failure: Exception | None = None
+    for example in examples:
+        trace = follow_pixels(skeleton, example.args, example.kwargs, example.pixels)
+        if trace.ended is None:
+            return trace
+        failure = failure or trace.ended
+    message = str(failure).strip().partition("\n")[0] or type(failure).__name__
+    raise ExampleInputError(
+        f"{type(model).__name__} could not be run on the inputs guessed for it ({message}): pass "
+        "example_inputs=… as its forward takes them, or name its first layers with stems=[…]"
+    ) from failure
+
+
+def _first_layers(model: nn.Module, trace: Trace) -> list[list[Consumption]]:
+    """Group the consumptions of untouched pixels by weight; refuse what cannot be exact."""
+    groups: dict[tuple[str, ...], list[Consumption]] = {}
+    for layer in trace.layers:
+        if layer.flow.kind is Kind.PIXELS:
+            groups.setdefault(layer.parameters, []).append(layer)
+    if not groups:
+        raise StemNotFoundError(_why_none(model, trace))
+    for parameters, layers in groups.items():
+        obstacle = _obstacle(layers, trace)
+        if obstacle:
+            raise UnsupportedStemError(
+                f"{type(model).__name__}: {parameters[0]!r} reads the pixels, but {obstacle}; "
+                "name the layers to treat with stems=[…]"
+            )
+    return list(groups.values())
+
+
+def _obstacle(layers: list[Consumption], trace: Trace) -> str | None:
+    for layer in layers:
+        if layer.call is None:
+            return f"through {layer.operation!r}, which TrAct does not treat"
+        if layer.weight_flow is not None:
+            return "its weight is itself computed from the pixels"
+        if not trace.behind.isdisjoint(layer.parameters):
+            return "it reads the features of later layers too"
+    return None
+
+
+def _why_none(model: nn.Module, trace: Trace) -> str:
+    name = type(model).__name__
+    advice = "if a layer should be treated all the same, name it with stems=[…]"
+    for layer in trace.layers:
+        through = " → ".join(layer.flow.path)
+        return f"{name}: the pixels reach {layer.parameters[0]!r} only through {through}; {advice}"
+    return f"{name}: no layer with a weight reads the pixels; {advice}"
+
+
+def _stem(model: nn.Module, skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Stem:
+    first = layers[0]
+    call = first.call
+    if call is None:  # excluded before; said for the type checker
+        raise UnsupportedStemError(f"{first.operation} is not treated")
+    weight = _main_parameter(skeleton, first)
+    module_name = weight.partition(".parametrizations.")[0].rpartition(".")[0]
+    if weight.startswith("parametrizations."):
+        module_name = ""
+    elif ".parametrizations." in weight:
+        module_name = weight.partition(".parametrizations.")[0]
+    return Stem(
+        weight_name=prefix + weight,
+        module_name=(prefix + module_name).rstrip("."),
+        module=model.get_submodule(module_name),
+        in_features=call.in_features,
+        operation=call.name,
+        geometry=_in_words(call.convolution),
+        path=first.flow.path,
+        sites=tuple(_sites(skeleton, layers, prefix)),
+        uses=len(layers),
+        derived=any(layer.derived for layer in layers),
+        notes=tuple(_notes(layers)),
+        reason=_reason(first.flow),
+    )
+
+
+def _main_parameter(skeleton: nn.Module, layer: Consumption) -> str:
+    """The parameter that has the weight's shape, or else the largest that it is made of."""
+    parameters = {name: skeleton.get_parameter(name) for name in layer.parameters}
+    shape = layer.call.weight.shape if layer.call else None
+    return max(parameters, key=lambda n: (parameters[n].shape == shape, parameters[n].numel()))
+
+
+def _sites(skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Iterator[Site]:
+    names = {id(module): name for name, module in skeleton.named_modules()}
+    main = _main_parameter(skeleton, layers[0])
+    order = sorted(layers[0].parameters, key=lambda name: name != main)
+    parameters = [skeleton.get_parameter(name) for name in order]
+    for modules in dict.fromkeys(layer.modules for layer in layers):
+        for module in reversed(modules):  # the innermost that holds the parameters
+            below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
+            if all(id(parameter) in below for parameter in parameters):
+                module_name = (prefix + names[id(module)]).rstrip(".")
+                yield Site(module_name, tuple(below[id(parameter)] for parameter in parameters))
+                break
+
+
+def _notes(layers: list[Consumption]) -> Iterator[str]:
+    trained = dict.fromkeys(name for layer in layers for name in layer.flow.trained)
+    if trained:
+        yield f"the pixels pass {', '.join(trained)} first: the layer's own input is used"
+
+
+def _reason(flow: Flow) -> str:
+    through = f"through {' → '.join(flow.path)}" if flow.path else "directly"
+    return f"reads the pixels {through}"
+
+
+def _in_words(convolution: Convolution | None) -> str:
+    if convolution is None:
+        return ""
+    words = ["×".join(map(str, convolution.kernel))]
+    for name, values in (("stride", convolution.stride), ("dilation", convolution.dilation)):
+        if set(values) != {1}:
+            words.append(f"{name} {_short(values)}")
+    if any(any(pair) for pair in convolution.padding):
+        words.append(f"padding {_short([_short(pair) for pair in convolution.padding])}")
+    if convolution.groups > 1:
+        words.append(f"groups {convolution.groups}")
+    return ", ".join(words)
+
+
+def _short(values: Iterable[Any]) -> str:
+    texts = [str(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else "/".join(texts)

@@ -1,0 +1,78 @@
+"""First layers that the user names, where they should not be searched for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from tract_hub.adapters.wrappers import unwrap
+from tract_hub.errors import StemNotFoundError, UnsupportedStemError
+from tract_hub.stem import Site, Stem
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ...]:
+    """Describe the layers that a user named, or named the weights of.
+
+    Raises:
+        TypeError: ``stems`` is no list of names.
+        StemNotFoundError: there is no such layer.
+        UnsupportedStemError: it is no Conv1d, Conv2d, Conv3d or Linear.
+
+    """
+    if isinstance(stems, (str, Stem)) or not all(isinstance(s, (str, Stem)) for s in stems):
+        raise TypeError("stems must be a list of names of layers, such as ['conv1']")
+    if not stems:
+        raise StemNotFoundError("stems is empty: name at least one layer, or leave it out")
+    found = [stem if isinstance(stem, Stem) else _named(model, stem) for stem in stems]
+    unique = {stem.weight_name: stem for stem in found}
+    return tuple(unique[name] for name in sorted(unique))
+
+
+def _named(model: nn.Module, entry: str) -> Stem:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    prefix = unwrap(model)[1]
+    for name in (entry, prefix + entry, entry.removesuffix(".weight")):
+        if name in modules:
+            return _stem_of(name, modules[name])
+    raise StemNotFoundError(
+        f"{type(model).__name__} has no layer {entry!r}{_nearest(entry, modules)}"
+    )
+
+
+def _stem_of(name: str, module: nn.Module) -> Stem:
+    if not isinstance(module, _LAYERS):
+        raise UnsupportedStemError(
+            f"{name!r} is a {type(module).__name__}: TrAct treats Conv1d, Conv2d, Conv3d, Linear "
+            "and their subclasses; leave stems out to have the first layers found"
+        )
+    parameters = _weight_parameters(module)
+    shape = module.weight.shape
+    return Stem(
+        weight_name=f"{name}.{parameters[0]}".lstrip("."),
+        module_name=name,
+        module=module,
+        in_features=shape[1:].numel(),
+        operation="linear" if isinstance(module, nn.Linear) else f"conv{len(shape) - 2}d",
+        sites=(Site(name, parameters),),
+        derived=parameters != ("weight",),
+        reason="named by the user",
+    )
+
+
+def _weight_parameters(module: nn.Module) -> tuple[str, ...]:
+    """All parameters of a layer but its bias, the largest first: its weight is made of them."""
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in module.named_parameters()
+        if "bias" not in name.split(".")
+    }
+    return tuple(sorted(sizes, key=lambda name: -sizes[name]))
+
+
+def _nearest(entry: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(entry, names, n=3)
+    return f"; the nearest are {', '.join(map(repr, close))}" if close else ""

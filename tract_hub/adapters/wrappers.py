@@ -1,0 +1,32 @@
+"""Modules that hold another model and hand their inputs to it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_INNER = {
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "AveragedModel": "module",  # torch's EMA and SWA
+    "ModelEma": "module",  # timm's
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+}
+"""Class name of a wrapper → the attribute with the model inside."""
+
+
+def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return the model inside its wrappers, and what they put before its parameters' names."""
+    prefix = ""
+    while True:
+        for cls in type(model).__mro__:
+            attribute = _INNER.get(cls.__name__)
+            inner = model._modules.get(attribute) if attribute else None
+            if inner is not None:
+                prefix += f"{attribute}."
+                model = inner
+                break
+        else:
+            return model, prefix

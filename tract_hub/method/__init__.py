@@ -1,0 +1,1 @@
+"""The mathematics of TrAct: it knows torch, and no model zoo."""

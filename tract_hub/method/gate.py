@@ -1,0 +1,85 @@
+"""The weight gate: an identity forward, the TrAct correction backward."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tract_hub.errors import TractWarning
+from tract_hub.method.gram import Gram
+from tract_hub.method.operations import LinearCall
+from tract_hub.method.solve import divide_by_gram
+
+
+def gate_weight(call: LinearCall, gram: Gram, lam: float, uses: Sequence[Gram]) -> Tensor:
+    """Return the weight of a call such that its gradient is that of TrAct.
+
+    Args:
+        call: the call that the weight is for.
+        gram: the Gram matrix of this call's input.
+        lam: the damping λ.
+        uses: the Gram matrices of all uses of this weight in one forward, this one included,
+            read when the backward comes and all of them are known.
+
+    """
+    # A matmul's weight is (n, out); its transpose is laid out as a Linear's.
+    weight = call.weight.mT if call.name == "matmul" else call.weight
+    gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, lam, uses)
+    return gated.mT if call.name == "matmul" else gated
+
+
+def warn_if_trained(weight: Tensor, name: str) -> Tensor:
+    """Return the weight, such that a gradient that comes back to it is reported, unchanged."""
+    reporting: Tensor = _Report.apply(weight, name)
+    return reporting
+
+
+class _Correct(torch.autograd.Function):
+    """∇W ↦ ∇W · (XᵀX / rows + λI)⁻¹ on the way back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        weight: Tensor, total: Tensor, rows: int, lam: float, uses: Sequence[Gram]
+    ) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, total, ctx.rows, ctx.lam, ctx.uses = inputs
+        ctx.save_for_backward(total)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (total,) = ctx.saved_tensors
+        gram = Gram(total, ctx.rows)
+        if len(ctx.uses) > 1:
+            gram = sum(ctx.uses[1:], start=ctx.uses[0])
+        return divide_by_gram(gradients[0], gram, ctx.lam), None, None, None, None
+
+
+class _Report(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, name: str) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        warnings.warn(
+            f"TrAct left the gradient of {ctx.name!r} as it was: the forward ran in eval mode. "
+            "Call model.train() before a training step.",
+            TractWarning,
+            stacklevel=2,
+        )
+        return gradients[0], None

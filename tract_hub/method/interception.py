@@ -1,0 +1,214 @@
+"""Hooks on a live module that gate its weight wherever its forward uses it.
+
+The module keeps its class, its parameters and its forward. While its forward runs, a
+``TorchFunctionMode`` reads the calls of torch functions; at the call of a linear operation whose
+weight is the stem's parameter, or was derived from it, the weight passes through the gate.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tract_hub.errors import TractError, TractWarning
+from tract_hub.method.gate import gate_weight, warn_if_trained
+from tract_hub.method.gram import Gram, gram_of
+from tract_hub.method.operations import LinearCall, read_call, with_weight
+
+
+class WeightGate:
+    """The gate of one weight in the forward of one module; attached to it by two hooks.
+
+    Args:
+        parameters: the parameters that the weight is made of, as dotted names below the module
+            (``"weight"``; two for a weight norm).
+        lam: the damping λ.
+        forward_uses: shared by all gates of the same weight.
+
+    """
+
+    def __init__(self, parameters: tuple[str, ...], lam: float, forward_uses: ForwardUses) -> None:
+        self.parameters = parameters
+        self.lam = lam
+        self.forward_uses = forward_uses
+        self._running: list[_GatedForward] = []
+
+    def attach(self, module: nn.Module) -> None:
+        """Put the hooks on a module, around every other hook that it has."""
+        module.register_forward_pre_hook(self.enter, prepend=True)
+        module.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """Start reading the torch functions that the module's forward calls."""
+        if _is_tracing():
+            return
+        self._retire_interrupted()
+        mode = _GatedForward(self, module)
+        self._running.append(mode)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Stop reading; also called when the forward raised."""
+        if self._running:
+            self._running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _retire_interrupted(self) -> None:
+        # Ctrl-C in a forward skips the hook that leaves it: what it left behind must not act.
+        if self._running and not torch.compiler.is_compiling():
+            for mode in self._running:
+                mode.live = mode.live and mode.thread != threading.get_ident()
+            self._running = [mode for mode in self._running if mode.live]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_running": []}
+
+
+class ForwardUses:
+    """The Gram matrices of one weight's uses in the forward that runs now.
+
+    Attributes:
+        weight_name: the weight's name in the model, for messages.
+        open: None outside a forward of the model that was enabled; each use then stands alone.
+        met: whether any forward applied the weight yet.
+
+    """
+
+    def __init__(self, weight_name: str) -> None:
+        self.weight_name = weight_name
+        self.open: list[Gram] | None = None
+        self.met = False
+
+    def note(self, gram: Gram) -> list[Gram]:
+        """Add one use; return the list that all uses of this forward share."""
+        if self.open is None:
+            return []
+        if torch.compiler.is_compiling():
+            return self._note_compiled(gram)
+        self.open.append(gram)
+        return self.open
+
+    def _note_compiled(self, gram: Gram) -> list[Gram]:
+        # A compiled backward is traced at once, when later uses are not known yet.
+        if self.open:
+            raise TractError(
+                f"{self.weight_name!r} is used several times in one forward, which cannot be "
+                "compiled with TrAct: leave the part that uses it out of torch.compile"
+            )
+        if self.open is not None:
+            self.open.append(gram)
+        return []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "open": None}
+
+
+class ForwardScope:
+    """Tells the gates of a model where one forward begins and ends."""
+
+    def __init__(self, forward_uses: Iterable[ForwardUses]) -> None:
+        self.forward_uses = tuple(forward_uses)
+
+    def attach(self, model: nn.Module) -> None:
+        """Put the hooks on the model, outside those of its gates."""
+        model.register_forward_pre_hook(self.begin, prepend=True)
+        model.register_forward_hook(self.end, always_call=True)
+
+    def begin(self, module: nn.Module, inputs: Any) -> None:
+        """Start to collect uses."""
+        for uses in self.forward_uses:
+            uses.open = []
+
+    def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Let go of them: from here on only the graph of this forward knows them."""
+        for uses in self.forward_uses:
+            uses.open = None
+        if module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._warn_of_unmet()
+
+    def _warn_of_unmet(self) -> None:
+        for uses in self.forward_uses:
+            if not uses.met:
+                uses.met = True  # once
+                warnings.warn(
+                    f"TrAct is on {uses.weight_name!r}, but this forward did not apply it",
+                    TractWarning,
+                    stacklevel=3,
+                )
+
+
+class _GatedForward(TorchFunctionMode):
+    """Reads the torch functions called by one forward of one module."""
+
+    def __init__(self, gate: WeightGate, module: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+        self.module = module
+        self.thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        self.live = True
+        self.derived: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.live:
+            return func(*args, **kwargs)
+        call = read_call(func, args, kwargs)
+        if call is not None and self._is_weight(call.weight):
+            self.gate.forward_uses.met = True
+            args, kwargs = with_weight(self._gated(call), args, kwargs)
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor) and any(map(self._is_weight, _tensors(args, kwargs))):
+            self.derived.append(output)
+        return output
+
+    def _gated(self, call: LinearCall) -> Tensor:
+        if not torch.is_grad_enabled() or not call.weight.requires_grad:
+            return call.weight
+        if not self.module.training:
+            compiling = torch.compiler.is_compiling()
+            name = self.gate.forward_uses.weight_name
+            return call.weight if compiling else warn_if_trained(call.weight, name)
+        gram = gram_of(call)
+        return gate_weight(call, gram, self.gate.lam, self.gate.forward_uses.note(gram))
+
+    def _is_weight(self, tensor: Any) -> bool:
+        parameters = (_lookup(self.module, name) for name in self.gate.parameters)
+        return any(tensor is known for known in (*parameters, *self.derived))
+
+
+def _lookup(module: nn.Module, name: str) -> Tensor | None:
+    """The tensor that stands under a parameter's name now: sharding puts others in its place."""
+    *path, last = name.split(".")
+    for part in path:
+        module = module._modules[part]  # type: ignore[assignment]
+    found = module._parameters.get(last)
+    return module.__dict__.get(last) if found is None else found
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _is_tracing() -> bool:
+    """Whether a graph is being recorded for inference: it must be the ordinary model's."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch.compiler.is_exporting()
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+    )
