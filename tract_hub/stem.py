@@ -13,11 +13,13 @@ class Site:
 
     Attributes:
         module_name: the module's name in the model; ``""`` is the model itself.
+        operation: the torch function that applies it: ``"conv2d"``, ``"linear"``, …
         parameters: the parameters that the weight is made of, as dotted names below that module.
 
     """
 
     module_name: str
+    operation: str
     parameters: tuple[str, ...]
 
 
@@ -30,7 +32,7 @@ class Stem:
         module_name: name of the module that holds it.
         module: that module.
         in_features: n, the features of one row of its unfolded input (in one group).
-        operation: the torch function that applies it: ``"conv2d"``, ``"linear"``, …
+        operation: the torch function that applies it.
         geometry: kernel, stride, padding, dilation and groups in words; empty for a Linear.
         path: the operations between the pixels and it.
         sites: where it is applied; usually one.

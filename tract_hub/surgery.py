@@ -115,7 +115,7 @@ def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> Non
         uses = ForwardUses(stem.weight_name)
         every_use.append(uses)
         for site in stem.sites:
-            gate = WeightGate(site.parameters, config.lam, uses)
+            gate = WeightGate(site.operation, site.parameters, config.lam, uses)
             gate.attach(model.get_submodule(site.module_name))
     ForwardScope(every_use).attach(model)
     _forget_compiled()

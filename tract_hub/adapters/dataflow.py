@@ -48,13 +48,13 @@ class Trace:
 
     Attributes:
         layers: consumptions of the pixels, and of what is no longer affine in them.
-        behind: parameters whose layer also read features.
+        elsewhere: for each operation, the parameters it applied to anything but the pixels.
         ended: why the forward did not come to its end, if it did not.
 
     """
 
     layers: list[Consumption] = field(default_factory=list)
-    behind: set[str] = field(default_factory=set)
+    elsewhere: dict[str, set[str]] = field(default_factory=dict)
     ended: Exception | None = None
 
 
@@ -159,24 +159,24 @@ class _Layers(TorchFunctionMode):
         weight = self.tags.get(call.weight) if call else NOTHING
         if call is None or not weight.parameters:
             return func(*args, **kwargs)
-        self._record(call, self.tags.get(call.input).flow, weight)
+        self._record(call, self.tags.get(call.input), weight)
         self.recorded = True
         try:
             return func(*args, **kwargs)
         finally:
             self.recorded = False
 
-    def _record(self, call: LinearCall, flow: Flow | None, weight: Tag) -> None:
-        if flow is None:
+    def _record(self, call: LinearCall, input: Tag, weight: Tag) -> None:
+        if input.parameters:  # part of computing a weight
             return
-        if flow.kind is Kind.FEATURES:
-            self.trace.behind |= weight.parameters
+        if input.flow is None or input.flow.kind is Kind.FEATURES:
+            self.trace.elsewhere.setdefault(call.name, set()).update(weight.parameters)
             return
         self.trace.layers.append(
             Consumption(
                 call=call,
                 operation=call.name,
-                flow=flow,
+                flow=input.flow,
                 parameters=tuple(sorted(weight.parameters)),
                 modules=tuple(self.stack),
                 derived=id(call.weight) not in self.names,

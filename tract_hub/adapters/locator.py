@@ -84,8 +84,8 @@ def _obstacle(layers: list[Consumption], trace: Trace) -> str | None:
             return f"through {layer.operation!r}, which TrAct does not treat"
         if layer.weight_flow is not None:
             return "its weight is itself computed from the pixels"
-        if not trace.behind.isdisjoint(layer.parameters):
-            return "it reads the features of later layers too"
+        if not trace.elsewhere.get(layer.operation, set()).isdisjoint(layer.parameters):
+            return "it is applied to something else too"
     return None
 
 
@@ -137,12 +137,13 @@ def _sites(skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Itera
     main = _main_parameter(skeleton, layers[0])
     order = sorted(layers[0].parameters, key=lambda name: name != main)
     parameters = [skeleton.get_parameter(name) for name in order]
-    for modules in dict.fromkeys(layer.modules for layer in layers):
+    for modules, operation in dict.fromkeys((layer.modules, layer.operation) for layer in layers):
         for module in reversed(modules):  # the innermost that holds the parameters
             below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
             if all(id(parameter) in below for parameter in parameters):
                 module_name = (prefix + names[id(module)]).rstrip(".")
-                yield Site(module_name, tuple(below[id(parameter)] for parameter in parameters))
+                relative = tuple(below[id(parameter)] for parameter in parameters)
+                yield Site(module_name, operation, relative)
                 break
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -50,17 +51,26 @@ def _stem_of(name: str, module: nn.Module) -> Stem:
             "and their subclasses; leave stems out to have the first layers found"
         )
     parameters = _weight_parameters(module)
-    shape = module.weight.shape
+    operation, features = _kind(module)
     return Stem(
         weight_name=f"{name}.{parameters[0]}".lstrip("."),
         module_name=name,
         module=module,
-        in_features=shape[1:].numel(),
-        operation="linear" if isinstance(module, nn.Linear) else f"conv{len(shape) - 2}d",
-        sites=(Site(name, parameters),),
+        in_features=features,
+        operation=operation,
+        sites=(Site(name, operation, parameters),),
         derived=parameters != ("weight",),
         reason="named by the user",
     )
+
+
+def _kind(module: nn.Module) -> tuple[str, int]:
+    """Operation and features of a layer; reading ``.weight`` could compute one, and change state."""
+    if isinstance(module, nn.Linear):
+        return "linear", module.in_features
+    kernel: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
+    channels: int = module.in_channels // module.groups  # type: ignore[operator, assignment]
+    return f"conv{len(kernel)}d", channels * math.prod(kernel)
 
 
 def _weight_parameters(module: nn.Module) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class WeightGate:
     """The gate of one weight in the forward of one module; attached to it by two hooks.
 
     Args:
+        operation: the torch function that applies it: ``"conv2d"``, ``"linear"``, …
         parameters: the parameters that the weight is made of, as dotted names below the module
             (``"weight"``; two for a weight norm).
         lam: the damping λ.
@@ -33,7 +34,14 @@ class WeightGate:
 
     """
 
-    def __init__(self, parameters: tuple[str, ...], lam: float, forward_uses: ForwardUses) -> None:
+    def __init__(
+        self,
+        operation: str,
+        parameters: tuple[str, ...],
+        lam: float,
+        forward_uses: ForwardUses,
+    ) -> None:
+        self.operation = operation
         self.parameters = parameters
         self.lam = lam
         self.forward_uses = forward_uses
@@ -164,7 +172,7 @@ class _GatedForward(TorchFunctionMode):
         if not self.live:
             return func(*args, **kwargs)
         call = read_call(func, args, kwargs)
-        if call is not None and self._is_weight(call.weight):
+        if call is not None and self._applies(call):
             self.gate.forward_uses.met = True
             args, kwargs = with_weight(self._gated(call), args, kwargs)
             return func(*args, **kwargs)
@@ -182,6 +190,11 @@ class _GatedForward(TorchFunctionMode):
             return call.weight if compiling else warn_if_trained(call.weight, name)
         gram = gram_of(call)
         return gate_weight(call, gram, self.gate.lam, self.gate.forward_uses.note(gram))
+
+    def _applies(self, call: LinearCall) -> bool:
+        """Tell the layer itself from a product that is a step in computing its weight."""
+        named = call.name == self.gate.operation
+        return named and self._is_weight(call.weight) and not self._is_weight(call.input)
 
     def _is_weight(self, tensor: Any) -> bool:
         parameters = (_lookup(self.module, name) for name in self.gate.parameters)

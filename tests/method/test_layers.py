@@ -1,0 +1,180 @@
+"""Any Conv or Linear layer: its gradient is the closed form, all else is the ordinary layer's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tract_hub
+from tests.oracle import closed_form, layer_rows, relative_error
+from tract_hub.method.operations import read_call
+from tract_hub.method.patches import row_chunks
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+def gradients(layer: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Output, parameter gradients and input gradient of a loss that weighs every output."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    layer.zero_grad()
+    output = layer(x)
+    weights = torch.linspace(-1, 1, max(output.numel(), 1), dtype=x.dtype)[: output.numel()]
+    (output * weights.view(output.shape)).sum().backward()
+    return output, {n: p.grad.clone() for n, p in layer.named_parameters()}, x.grad
+
+
+def check(layer: nn.Module, x: Tensor, lam: float = 0.1, tolerance: float | None = None) -> None:
+    ordinary = copy.deepcopy(layer)
+    tract_hub.enable(layer, lam=lam, stems=[""])
+    output, grads, x_grad = gradients(layer, x)
+    plain_output, plain_grads, plain_x_grad = gradients(ordinary, x)
+    assert torch.equal(output, plain_output)
+    assert torch.equal(x_grad, plain_x_grad)
+    for name in grads:
+        if name != "weight":
+            assert torch.equal(grads[name], plain_grads[name])
+    # The oracle starts from a float64 gradient, so the ordinary gradient's own error counts too.
+    _, exact_grads, _ = gradients(copy.deepcopy(ordinary).double(), x.double())
+    expected = closed_form(exact_grads["weight"], layer_rows(ordinary, x), lam)
+    error = relative_error(grads["weight"], expected)
+    assert error <= (tolerance or TOLERANCE[x.dtype]), error
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    dimensions = draw(st.integers(1, 3))
+
+    def sizes(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dimensions))
+
+    groups = draw(st.integers(1, 3))
+    kernel, stride, dilation = sizes(1, 4), sizes(1, 3), sizes(1, 2)
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    padding = draw(st.sampled_from(["valid", "same", "numbers"]))
+    if padding == "same":
+        stride = (1,) * dimensions
+    space = sizes(4, 9)
+    extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    assume(all(e <= s for e, s in zip(extent, space, strict=True)))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    layer = getattr(nn, f"Conv{dimensions}d")(
+        groups * draw(st.integers(1, 3)),
+        groups * draw(st.integers(1, 3)),
+        kernel,
+        stride=stride,
+        padding=sizes(0, 2) if padding == "numbers" else padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=mode,
+        bias=draw(st.booleans()),
+    )
+    x = torch.randn(draw(st.integers(1, 4)), layer.in_channels, *space)
+    if draw(st.booleans()):
+        x = x[0]
+    elif dimensions > 1 and draw(st.booleans()):
+        formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+        x = x.to(memory_format=formats[dimensions])
+    return layer, x
+
+
+@settings(max_examples=150, deadline=None)
+@given(convolutions(), st.sampled_from([1e-4, 1e-2, 0.1, 10.0]))
+def test_any_convolution_gets_the_closed_form_in_float64(
+    case: tuple[nn.Module, Tensor], lam: float
+) -> None:
+    layer, x = case
+    # A λ of 1e-4 on a singular Gram matrix magnifies the rounding of the ordinary gradient.
+    check(layer.double(), x.double(), lam, tolerance=1e-12 / min(lam, 0.1) * 0.1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(convolutions())
+def test_any_convolution_gets_the_closed_form_in_float32(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    check(layer, x, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8), (2, 2, 2, 8), (40, 8)])
+def test_a_linear_layer_gets_the_closed_form_for_any_leading_shape(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    check(nn.Linear(8, 4).to(dtype), torch.randn(shape, dtype=dtype), tolerance=2e-6)
+
+
+def test_a_non_contiguous_input_is_read_as_it_is() -> None:
+    torch.manual_seed(0)
+    check(nn.Linear(6, 4).double(), torch.randn(6, 10, dtype=torch.double).T)
+    check(nn.Conv2d(3, 4, 3).double(), torch.randn(2, 9, 9, 3).double().permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("lam", [1e-4, 0.1, 10.0])
+@pytest.mark.parametrize(
+    "fill",
+    {
+        "constant": lambda x: torch.full_like(x, 0.7),
+        "zero": torch.zeros_like,
+        "one-hot": lambda x: (torch.arange(x.numel()) == 5).view(x.shape).to(x),
+        "bytes": lambda x: (x.abs() * 255).round().clamp(max=255),
+        "huge": lambda x: x * 1e4,
+    }.values(),
+    ids=["constant", "zero", "one-hot", "bytes", "huge"],
+)
+def test_extreme_inputs_are_exact_in_float64_and_finite_in_float32(fill, lam: float) -> None:
+    torch.manual_seed(0)
+    x = fill(torch.randn(4, 3, 12, 12, dtype=torch.double))
+    check(nn.Conv2d(3, 4, 3).double(), x, lam, tolerance=1e-7)
+    layer = tract_hub.enable(nn.Conv2d(3, 4, 3), lam=lam, stems=[""])
+    assert gradients(layer, x.float())[1]["weight"].isfinite().all()
+
+
+def test_one_row_is_enough() -> None:
+    torch.manual_seed(0)
+    check(nn.Linear(20, 4).double(), torch.randn(1, 20).double(), tolerance=1e-11)
+    check(nn.Conv2d(3, 4, 5).double(), torch.randn(1, 3, 5, 5).double(), tolerance=1e-11)
+
+
+def test_an_empty_batch_gives_a_zero_gradient() -> None:
+    for layer, x in (
+        (nn.Conv2d(3, 4, 3), torch.empty(0, 3, 8, 8)),
+        (nn.Linear(6, 4), torch.empty(0, 6)),
+    ):
+        tract_hub.enable(layer, stems=[""])
+        assert torch.equal(gradients(layer, x)[1]["weight"], torch.zeros_like(layer.weight))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_non_finite_input_gives_a_non_finite_gradient(bad: float) -> None:
+    for layer, x in (
+        (nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)),
+        (nn.Linear(6, 4), torch.randn(9, 6)),
+    ):
+        x.view(-1)[3] = bad
+        tract_hub.enable(layer, stems=[""])
+        assert not gradients(layer, x)[1]["weight"].isfinite().any()
+
+
+def test_inputs_too_large_to_square_give_no_made_up_gradient() -> None:
+    layer = tract_hub.enable(nn.Linear(6, 4), stems=[""])
+    assert not gradients(layer, torch.full((9, 6), 1e25))[1]["weight"].isfinite().any()
+
+
+def test_a_non_finite_gradient_from_above_stays_non_finite() -> None:
+    layer = tract_hub.enable(nn.Linear(6, 4), stems=[""])
+    (layer(torch.randn(9, 6)) * float("inf")).sum().backward()
+    assert not layer.weight.grad.isfinite().all()
+
+
+def test_memory_of_the_unfolded_input_does_not_grow_with_the_batch() -> None:
+    weight = torch.empty(64, 3, 7, 7)
+    for batch in (1, 16):
+        call = read_call(torch.conv2d, (torch.empty(batch, 3, 224, 224), weight, None, 2, 3), {})
+        pieces = [piece.numel() for piece in row_chunks(call, limit=2**20)]
+        assert max(pieces) <= 2**20
+        assert sum(pieces) == batch * 112 * 112 * 147

@@ -1,0 +1,283 @@
+"""Weights that are computed, used several times, frozen, recomputed: still one closed form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm.layers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
+
+import tract_hub
+from tests.oracle import closed_form, conv_rows, relative_error
+
+
+class LowRank(nn.Module):
+    """A parametrization in the manner of LoRA."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(2, weight[0].numel()) * 0.1)
+        self.up = nn.Parameter(torch.randn(len(weight), 2) * 0.1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+def low_rank(conv: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(conv, "weight", LowRank(conv.weight))
+    return conv
+
+
+def huggingface_standardized(*args, **kwargs) -> nn.Module:
+    from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
+
+    return WeightStandardizedConv2d(*args, **kwargs)
+
+
+DERIVED: dict[str, Callable[[], nn.Module]] = {
+    "StdConv2d": lambda: timm.layers.StdConv2d(3, 8, 3, stride=2, padding=1),
+    "StdConv2dSame": lambda: timm.layers.StdConv2dSame(3, 8, 3, stride=2),
+    "ScaledStdConv2d": lambda: timm.layers.ScaledStdConv2d(3, 8, 3, stride=2, padding=1),
+    "ScaledStdConv2dSame": lambda: timm.layers.ScaledStdConv2dSame(3, 8, 3, stride=2),
+    "Conv2dSame": lambda: timm.layers.Conv2dSame(3, 8, 3, stride=2),
+    "BiT": lambda: huggingface_standardized(3, 8, 3, stride=2, padding="SAME"),
+    "weight_norm": lambda: parametrizations.weight_norm(nn.Conv2d(3, 8, 3)),
+    "weight_norm (hook)": lambda: weight_norm(nn.Conv2d(3, 8, 3)),
+    "spectral_norm": lambda: parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)),
+    "spectral_norm (hook)": lambda: spectral_norm(nn.Conv2d(3, 8, 3)),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Conv2d(3, 8, 2)),
+    "low rank": lambda: low_rank(nn.Conv2d(3, 8, 3)),
+}
+
+
+def record_convolution(layer: nn.Module, x: Tensor) -> tuple[Tensor, dict, Tensor]:
+    """Run a layer; return the weight its convolution used, its geometry, and its input."""
+    calls = []
+    ordinary = F.conv2d
+
+    def spy(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        calls.append((weight, geometry, input, ordinary(input, weight, bias, **geometry)))
+        return calls[-1][-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "conv2d", spy)
+        layer(x)
+    (call,) = calls
+    return call
+
+
+@pytest.mark.parametrize("kind", DERIVED)
+def test_a_derived_weight_is_corrected_where_the_operation_used_it(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = DERIVED[kind]().double()
+    x = torch.randn(4, 3, 11, 11).double()
+    with torch.no_grad():
+        layer(x)  # power iterations and other states settle alike in both
+    ordinary = copy.deepcopy(layer)
+
+    used, geometry, padded, output = record_convolution(ordinary, x)
+    weigh = torch.randn_like(output)
+    names = [n for n, p in ordinary.named_parameters() if "bias" not in n]
+    (raw,) = torch.autograd.grad((output * weigh).sum(), used, retain_graph=True)
+    corrected = closed_form(raw, conv_rows(padded, used, **geometry), 0.1)
+    parameters = [ordinary.get_parameter(n) for n in names]
+    if used is parameters[0]:
+        expected = [corrected]
+    else:
+        expected = torch.autograd.grad(used, parameters, corrected)
+
+    tract_hub.enable(layer, stems=[""])
+    result = layer(x)
+    assert torch.equal(result, output)
+    (result * weigh).sum().backward()
+    for name, wanted in zip(names, expected, strict=True):
+        assert relative_error(layer.get_parameter(name).grad, wanted) < 1e-11
+
+
+class Twice(nn.Module):
+    """Applies its stem to two views of the image, of different sizes."""
+
+    def __init__(self, stem: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x).mean((-2, -1)) - 2 * self.stem(x[..., ::2, ::2]).mean((-2, -1))
+
+
+@pytest.mark.parametrize("stem", ["plain", "StdConv2d"])
+def test_a_weight_used_twice_is_divided_by_one_gram_over_all_its_rows(stem: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3) if stem == "plain" else timm.layers.StdConv2d(3, 8, 3, padding=0)
+    model = Twice(conv.double())
+    ordinary = copy.deepcopy(model)
+    x = torch.randn(4, 3, 12, 12).double()
+    used: list[Tensor] = []
+    if stem == "plain":
+        used.append(ordinary.stem.weight)
+        loss = ordinary(x).square().sum()
+    else:
+        weight = F.batch_norm(
+            conv.weight.view(1, 8, -1), None, None, training=True, momentum=0.0, eps=conv.eps
+        ).view_as(conv.weight)
+        used.append(weight)
+        first = F.conv2d(x, weight, conv.bias).mean((-2, -1))
+        loss = (
+            (first - 2 * F.conv2d(x[..., ::2, ::2], weight, conv.bias).mean((-2, -1)))
+            .square()
+            .sum()
+        )
+    (raw,) = torch.autograd.grad(loss, used[0], retain_graph=True)
+    rows = [torch.cat([conv_rows(x, raw)[0], conv_rows(x[..., ::2, ::2], raw)[0]])]
+    expected = closed_form(raw, rows, 0.1)
+    if stem != "plain":
+        (expected,) = torch.autograd.grad(used[0], conv.weight, expected)
+
+    (found,) = tract_hub.locate(model)
+    assert found.uses == 2
+    tract_hub.enable(model)(x).square().sum().backward()
+    assert relative_error(conv.weight.grad, expected) < 1e-11
+
+
+class Siamese(nn.Module):
+    """Two modules that share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.right.weight = self.left.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x).sum() + 3 * self.right(x.flip(-1) * 2).square().sum()
+
+
+def test_a_weight_shared_by_two_modules_is_one_stem() -> None:
+    torch.manual_seed(0)
+    model = Siamese().double()
+    x = torch.randn(4, 3, 9, 9).double()
+    (raw,) = torch.autograd.grad(model(x), model.left.weight)
+    rows = [torch.cat([conv_rows(x, raw)[0], conv_rows(x.flip(-1) * 2, raw)[0]])]
+    tract_hub.enable(model)
+    assert [state.weight_name for state in tract_hub.status(model)] == ["left.weight"]
+    model(x).backward()
+    assert relative_error(model.left.weight.grad, closed_form(raw, rows, 0.1)) < 1e-11
+
+
+@pytest.fixture
+def case() -> tuple[nn.Module, Tensor, Tensor]:
+    """A model with TrAct on, an input, and the gradient that one backward must give."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3)).double()
+    x = torch.randn(4, 3, 10, 10).double()
+    (raw,) = torch.autograd.grad(model(x).square().sum(), model[0].weight)
+    return tract_hub.enable(model), x, closed_form(raw, conv_rows(x, raw), 0.1)
+
+
+def test_two_backwards_through_one_graph_give_twice_the_gradient(case) -> None:
+    model, x, expected = case
+    loss = model(x).square().sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert relative_error(model[0].weight.grad, 2 * expected) < 1e-11
+
+
+def test_forwards_without_a_backward_leave_no_trace(case) -> None:
+    model, x, expected = case
+    model(x * 7)
+    with torch.no_grad():
+        model(x * 9)
+    model(x).square().sum().backward()
+    assert relative_error(model[0].weight.grad, expected) < 1e-11
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_stem_counts_each_row_once(case, reentrant: bool) -> None:
+    model, x, expected = case
+    hidden = checkpoint(model[:2], x.clone().requires_grad_(), use_reentrant=reentrant)
+    model[2](hidden).square().sum().backward()
+    assert relative_error(model[0].weight.grad, expected) < 1e-11
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_wholly_checkpointed_model_counts_each_row_once(case, reentrant: bool) -> None:
+    model, x, expected = case
+    checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
+    assert relative_error(model[0].weight.grad, expected) < 1e-11
+
+
+def test_a_stem_can_be_frozen_and_unfrozen(case) -> None:
+    model, x, expected = case
+    model[0].weight.requires_grad_(False)
+    model(x).square().sum().backward()
+    assert model[0].weight.grad is None
+    assert tract_hub.status(model)[0].frozen
+    model[0].weight.requires_grad_(True)
+    model(x).square().sum().backward()
+    assert relative_error(model[0].weight.grad, expected) < 1e-11
+
+
+def test_an_exception_in_the_forward_leaves_nothing_behind(case) -> None:
+    model, x, expected = case
+    with pytest.raises(RuntimeError):
+        model(x[:, :2])
+    assert torch.overrides._get_current_function_mode_stack() == []
+    model(x).square().sum().backward()
+    assert relative_error(model[0].weight.grad, expected) < 1e-11
+
+
+def test_an_interrupted_forward_leaves_nothing_that_acts(case) -> None:
+    model, x, expected = case
+    interrupt = model[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    interrupt.remove()
+    try:
+        model(x).square().sum().backward()
+        assert relative_error(model[0].weight.grad, expected) < 1e-11
+    finally:
+        while torch.overrides._get_current_function_mode_stack():
+            torch.overrides._pop_mode()
+
+
+def test_eval_mode_is_the_ordinary_model_and_a_gradient_through_it_is_reported(case) -> None:
+    model, x, expected = case
+    model.eval()
+    with pytest.warns(tract_hub.TractWarning, match=r"'0.weight'.*train"):
+        model(x).square().sum().backward()
+    ordinary = tract_hub.disable(copy.deepcopy(model))
+    ordinary.zero_grad()
+    ordinary(x).square().sum().backward()
+    assert torch.equal(model[0].weight.grad, ordinary[0].weight.grad)
+
+
+def test_a_stem_that_a_forward_leaves_out_is_reported_once() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(4, 4)
+            self.use = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.stem(x) if self.use else x
+
+    model = tract_hub.enable(Skips())
+    model.use = False
+    with pytest.warns(tract_hub.TractWarning, match=r"'stem.weight'.*did not apply"):
+        model(torch.randn(2, 4))
+    model(torch.randn(2, 4))  # a second warning would be an error
+
+
+def test_a_hypergradient_passes_through_the_correction(case) -> None:
+    model, x, expected = case
+    weight = model[0].weight
+    (first,) = torch.autograd.grad(model(x).square().sum(), weight, create_graph=True)
+    assert relative_error(first.detach(), expected) < 1e-11
+    (second,) = torch.autograd.grad(first.square().sum(), weight)
+    assert second.isfinite().all() and second.abs().sum() > 0
