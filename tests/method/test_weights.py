@@ -247,7 +247,7 @@ def test_an_interrupted_forward_leaves_nothing_that_acts(case) -> None:
 
 
 def test_eval_mode_is_the_ordinary_model_and_a_gradient_through_it_is_reported(case) -> None:
-    model, x, expected = case
+    model, x, _ = case
     model.eval()
     with pytest.warns(tract_hub.TractWarning, match=r"'0.weight'.*train"):
         model(x).square().sum().backward()

@@ -42,7 +42,8 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
     given = example_inputs is not None
     examples = [given_example(inner, example_inputs)] if given else examples_for(inner)
     trace = _first_complete(inner, skeleton, examples)
-    stems = [_stem(inner, skeleton, group, prefix) for group in _first_layers(inner, trace)]
+    groups = _first_layers(inner, skeleton, trace)
+    stems = [_stem(inner, skeleton, group, prefix) for group in groups]
     return tuple(sorted(stems, key=lambda stem: stem.weight_name))
 
 
@@ -60,7 +61,7 @@ def _first_complete(model: nn.Module, skeleton: nn.Module, examples: Iterable[Ex
     ) from failure
 
 
-def _first_layers(model: nn.Module, trace: Trace) -> list[list[Consumption]]:
+def _first_layers(model: nn.Module, skeleton: nn.Module, trace: Trace) -> list[list[Consumption]]:
     """Group the consumptions of untouched pixels by weight; refuse what cannot be exact."""
     groups: dict[tuple[str, ...], list[Consumption]] = {}
     for layer in trace.layers:
@@ -68,11 +69,12 @@ def _first_layers(model: nn.Module, trace: Trace) -> list[list[Consumption]]:
             groups.setdefault(layer.parameters, []).append(layer)
     if not groups:
         raise StemNotFoundError(_why_none(model, trace))
-    for parameters, layers in groups.items():
+    for layers in groups.values():
         obstacle = _obstacle(layers, trace)
         if obstacle:
             raise UnsupportedStemError(
-                f"{type(model).__name__}: {parameters[0]!r} reads the pixels, but {obstacle}; "
+                f"{type(model).__name__}: {_main_parameter(skeleton, layers[0])!r} reads the "
+                f"pixels, but {obstacle}; "
                 "name the layers to treat with stems=[…]"
             )
     return list(groups.values())

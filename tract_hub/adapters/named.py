@@ -65,7 +65,7 @@ def _stem_of(name: str, module: nn.Module) -> Stem:
 
 
 def _kind(module: nn.Module) -> tuple[str, int]:
-    """Operation and features of a layer; reading ``.weight`` could compute one, and change state."""
+    """Operation and features of a layer, without ``.weight``: a norm would step on being read."""
     if isinstance(module, nn.Linear):
         return "linear", module.in_features
     kernel: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]

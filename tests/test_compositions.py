@@ -1,0 +1,213 @@
+"""TrAct under torch's transformations: the same gradient, or the ordinary model's graph."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import tract_hub
+from tests.oracle import closed_form, conv_rows, relative_error
+
+
+class Net(nn.Module):
+    """A small network whose stem is what a test wants it to be."""
+
+    def __init__(self, stem: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+        self.act = nn.ReLU()
+        self.head = nn.Conv2d(6, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.stem(x)))
+
+
+STEMS = {
+    "Conv2d": lambda: nn.Conv2d(3, 6, 3, padding=1),
+    "StdConv2d": lambda: timm.layers.StdConv2d(3, 6, 3),
+    "Conv2dSame": lambda: timm.layers.Conv2dSame(3, 6, 3, stride=2),
+    "two branches": lambda: timm.models.byobnet.RepVggBlock(3, 6),
+}
+
+
+@pytest.fixture(params=STEMS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return tract_hub.enable(Net(STEMS[request.param]()).train(), stems=None)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model: nn.Module, run, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    run(x).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, gradient in expected.items():
+        assert relative_error(got[name], gradient) < 1e-5, name
+
+
+def test_it_compiles_in_one_graph_to_the_same_gradient(model: nn.Module, x: Tensor) -> None:
+    expected = gradients(model, model, x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(gradients(model, compiled, x), expected)
+
+
+@pytest.mark.parametrize("change", ["enable", "disable", "lam"])
+def test_a_graph_compiled_before_a_change_is_not_used_after_it(x: Tensor, change: str) -> None:
+    torch.manual_seed(0)
+    model = Net(STEMS["Conv2d"]())
+    if change != "enable":
+        tract_hub.enable(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    before = gradients(model, compiled, x)
+    if change == "disable":
+        tract_hub.disable(model)
+    elif change == "enable":
+        tract_hub.enable(compiled)
+    else:
+        with pytest.warns(tract_hub.TractWarning):
+            tract_hub.enable(compiled, lam=0.7)
+    after = gradients(model, compiled, x)
+    assert relative_error(after["stem.weight"], before["stem.weight"]) > 0.1
+    assert_close(after, gradients(model, model, x))
+
+
+def test_a_model_compiled_in_place_is_treated(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    expected = gradients(model, model, x)
+    model.compile(fullgraph=True, backend="aot_eager")
+    assert_close(gradients(model, model, x), expected)
+
+
+def test_inductor_gives_the_same_gradient(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    expected = gradients(model, model, x)
+    assert_close(gradients(model, torch.compile(model, fullgraph=True), x), expected)
+
+
+def test_a_weight_used_twice_is_refused_by_the_compiler_rather_than_wrong(x: Tensor) -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + super().forward(x.flip(-1))
+
+    model = tract_hub.enable(Twice(STEMS["Conv2d"]()))
+    with pytest.raises(Exception, match="several times in one forward"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+
+
+def test_torch_func_grad_gives_the_same_gradient(model: nn.Module, x: Tensor) -> None:
+    expected = gradients(model, model, x)
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, (parameters, buffers), (x,)).square().sum()
+
+    assert_close(grad(loss)(parameters), expected)
+
+
+def test_vmap_gives_each_samples_own_correction(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()).double())
+    x = x.double()
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(model, parameters, (sample[None],)).square().sum()
+
+    each = vmap(grad(loss), (None, 0))(parameters, x)["stem.weight"]
+    ordinary = tract_hub.disable(model)
+    for sample, got in zip(x, each, strict=True):
+        (raw,) = torch.autograd.grad(ordinary(sample[None]).square().sum(), model.stem.weight)
+        expected = closed_form(raw, conv_rows(sample[None], raw, padding=1), 0.1)
+        assert relative_error(got, expected) < 1e-11
+
+
+def operations(graph: torch.fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+def test_export_is_that_of_the_ordinary_model(model: nn.Module, x: Tensor) -> None:
+    exported = operations(torch.export.export(model, (x,)).graph)
+    ordinary = operations(torch.export.export(tract_hub.disable(model), (x,)).graph)
+    assert exported == ordinary
+
+
+def test_jit_trace_is_that_of_the_ordinary_model(x: Tensor) -> None:
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, x)
+        ordinary = torch.jit.trace(tract_hub.disable(model), x)
+    assert str(traced.inlined_graph).count("aten::") == str(ordinary.inlined_graph).count("aten::")
+    assert torch.equal(traced(x), ordinary(x))
+
+
+@pytest.mark.parametrize("stem", ["Conv2d", "StdConv2d"])  # fx cannot trace the others
+def test_fx_symbolic_trace_is_that_of_the_ordinary_model(stem: str) -> None:
+    model = tract_hub.enable(Net(STEMS[stem]()))
+    traced = torch.fx.symbolic_trace(model)
+    ordinary = torch.fx.symbolic_trace(tract_hub.disable(model))
+    assert [n.name for n in traced.graph.nodes] == [n.name for n in ordinary.graph.nodes]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_adds_no_more_error_than_its_own(dtype: torch.dtype, x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Net(STEMS["Conv2d"]())
+    weight = model.stem.weight
+    with torch.autocast("cpu", dtype):
+        (ordinary,) = torch.autograd.grad(model(x).float().square().sum(), weight)
+        output = tract_hub.enable(model)(x)
+        (corrected,) = torch.autograd.grad(output.float().square().sum(), weight)
+    assert output.dtype == dtype and corrected.dtype == torch.float32
+    exact = tract_hub.disable(model).double()
+    (raw,) = torch.autograd.grad(exact(x.double()).square().sum(), exact.stem.weight)
+    rows = conv_rows(x.double(), raw, padding=1)
+    own = relative_error(ordinary, raw)
+    assert relative_error(corrected, closed_form(raw, rows, 0.1)) <= own + 2e-3
+    # Of the autocast gradient itself, it is the closed form to float32's precision.
+    assert relative_error(corrected, closed_form(ordinary, rows, 0.1)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_keeps_its_dtypes(dtype: torch.dtype, x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()).to(dtype))
+    model(x.to(dtype)).float().square().mean().backward()
+    gradient = model.stem.weight.grad
+    assert gradient.dtype == dtype and gradient.isfinite().all()
+
+
+def test_a_grad_scaler_sees_overflow_and_steps_without_it(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for image, moves in ((x, True), (torch.full_like(x, float("inf")), False)):
+        before = model.stem.weight.detach().clone()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = model(image).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(model.stem.weight, before) is not moves
