@@ -9,6 +9,10 @@ from torch import Tensor
 
 from tract_hub.method.operations import LinearCall
 from tract_hub.method.patches import count_rows, row_chunks
+from tract_hub.method.sliding import slides, sliding_gram
+
+LARGE = 256
+"""Features from which on the symmetry of the Gram matrix saves more than smaller products cost."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,29 @@ def gram_of(call: LinearCall) -> Gram:
     """
     rows = count_rows(call)
     dtype = _accumulator(call, rows)
-    shape = (call.groups, call.in_features, call.in_features)
     with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
-        total = torch.zeros(shape, dtype=dtype, device=call.input.device)
-        for piece in row_chunks(call):
-            wide = piece.to(dtype)
-            total = total + wide.mT @ wide
-    return Gram(total, rows)
+        if rows and call.convolution is not None and slides(call):
+            return Gram(sliding_gram(call, call.convolution, dtype), rows)
+        return Gram(_summed(call, dtype), rows)
+
+
+def _summed(call: LinearCall, dtype: torch.dtype) -> Tensor:
+    shape = (call.groups, call.in_features, call.in_features)
+    total = torch.zeros(shape, dtype=dtype, device=call.input.device)
+    for piece in row_chunks(call):
+        total = total + _squared(piece.to(dtype))
+    return total
+
+
+def _squared(rows: Tensor) -> Tensor:
+    """XᵀX of (groups, rows, n); a large one in halves, as the lower left is the upper right."""
+    features = rows.shape[-1]
+    if features < LARGE:
+        return rows.mT @ rows
+    left, right = rows.tensor_split(2, dim=-1)
+    corner = left.mT @ right
+    upper = torch.cat([_squared(left), corner], dim=-1)
+    return torch.cat([upper, torch.cat([corner.mT, _squared(right)], dim=-1)], dim=-2)
 
 
 def _accumulator(call: LinearCall, rows: int) -> torch.dtype:

@@ -63,14 +63,19 @@ def row_chunks(call: LinearCall, limit: int = CHUNK_ELEMENTS) -> Iterator[Tensor
             yield _as_rows(piece, call.convolution.groups)
 
 
+def pad_images(images: Tensor, convolution: Convolution) -> Tensor:
+    """Pad with zeros as the convolution does by itself."""
+    before_after = [amount for pair in reversed(convolution.padding) for amount in pair]
+    return F.pad(images, before_after) if any(before_after) else images
+
+
 def _batched(input: Tensor, convolution: Convolution) -> Tensor:
     return input if input.dim() == len(convolution.kernel) + 2 else input.unsqueeze(0)
 
 
 def _windows(images: Tensor, convolution: Convolution) -> Tensor:
     """View images as (batch, channels, *output, *kernel); nothing but the padding is copied."""
-    before_after = [amount for pair in reversed(convolution.padding) for amount in pair]
-    view = F.pad(images, before_after) if any(before_after) else images
+    view = pad_images(images, convolution)
     for index, (kernel, stride, dilation) in enumerate(
         zip(convolution.kernel, convolution.stride, convolution.dilation, strict=True)
     ):
