@@ -40,7 +40,7 @@ def sliding_gram(call: LinearCall, convolution: Convolution, dtype: torch.dtype)
     blocks: dict[tuple[int, int], Tensor] = {}
     for images in call.input.split(max(1, CHUNK_ELEMENTS // max(1, elements))):
         lines = _lines(images.to(dtype), convolution)
-        count = len(lines) - _taps(convolution) + 1
+        count = lines.shape[1] - _taps(convolution) + 1
         for key, block in _blocks(lines, count, _taps(convolution)):
             blocks[key] = blocks[key] + block if key in blocks else block
     return _assemble(blocks, call.input.shape[1], convolution)
@@ -52,7 +52,10 @@ def _taps(convolution: Convolution) -> int:
 
 
 def _lines(images: Tensor, convolution: Convolution) -> Tensor:
-    """(batch, channels, height, width) → (lines, batch × output width, channels × s × kernel)."""
+    """(batch, channels, height, width) → (channels × s × kernel, lines, batch × output width).
+
+    The pixels of one line stay side by side: so they are copied, and multiplied, in long runs.
+    """
     stride, kernel = convolution.stride[0], convolution.kernel[1]
     padded = pad_images(images, convolution)
     output = (padded.shape[2] - convolution.kernel[0]) // stride + 1
@@ -60,7 +63,7 @@ def _lines(images: Tensor, convolution: Convolution) -> Tensor:
     # What is cut or filled up here meets only kernel rows that are dropped in the end.
     padded = F.pad(padded, (0, 0, 0, height - padded.shape[2]))
     phases = padded.unflatten(2, (-1, stride)).unfold(4, kernel, convolution.stride[1])
-    return phases.permute(2, 0, 4, 1, 3, 5).flatten(3).flatten(1, 2).contiguous()
+    return phases.permute(1, 3, 5, 2, 0, 4).flatten(4).flatten(0, 2).contiguous()
 
 
 def _blocks(lines: Tensor, count: int, taps: int) -> list[tuple[tuple[int, int], Tensor]]:
@@ -70,8 +73,8 @@ def _blocks(lines: Tensor, count: int, taps: int) -> list[tuple[tuple[int, int],
         shared_from = taps - 1 - lag
 
         def product(start: int, stop: int, lag: int = lag) -> Tensor:
-            left, right = lines[start:stop], lines[start + lag : stop + lag]
-            return left.flatten(0, 1).mT @ right.flatten(0, 1)
+            left, right = lines[:, start:stop], lines[:, start + lag : stop + lag]
+            return left.flatten(1) @ right.flatten(1).mT
 
         shared = product(shared_from, count)
         for first in range(taps - lag):
