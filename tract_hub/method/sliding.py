@@ -63,7 +63,8 @@ def _lines(images: Tensor, convolution: Convolution) -> Tensor:
     # What is cut or filled up here meets only kernel rows that are dropped in the end.
     padded = F.pad(padded, (0, 0, 0, height - padded.shape[2]))
     phases = padded.unflatten(2, (-1, stride)).unfold(4, kernel, convolution.stride[1])
-    return phases.permute(1, 3, 5, 2, 0, 4).flatten(4).flatten(0, 2).contiguous()
+    lines: Tensor = phases.permute(1, 3, 5, 2, 0, 4).flatten(4).flatten(0, 2)
+    return lines.contiguous()
 
 
 def _blocks(lines: Tensor, count: int, taps: int) -> list[tuple[tuple[int, int], Tensor]]:
@@ -100,5 +101,5 @@ def _assemble(
     side = (channels, stride, width)
     grid = torch.stack(rows).unflatten(2, side).unflatten(5, side)  # a b (c p j) (c p j)
     ordered = grid.permute(2, 0, 3, 4, 5, 1, 6, 7)  # c a p j  c b p j
-    ordered = ordered.flatten(5, 6).flatten(1, 2)[:, :height, :, :, :height]
-    return ordered.flatten(3).flatten(0, 2)[None]
+    cut: Tensor = ordered.flatten(5, 6).flatten(1, 2)[:, :height, :, :, :height]
+    return cut.flatten(3).flatten(0, 2).unsqueeze(0)
