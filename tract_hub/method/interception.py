@@ -136,8 +136,9 @@ class ForwardScope:
         """Let go of them: from here on only the graph of this forward knows them."""
         for uses in self.forward_uses:
             uses.open = None
-        if module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._warn_of_unmet()
+        trains = module.training and torch.is_grad_enabled()
+        if output is not None and trains and not torch.compiler.is_compiling():
+            self._warn_of_unmet()  # no output: the forward raised
 
     def _warn_of_unmet(self) -> None:
         for uses in self.forward_uses:
