@@ -96,6 +96,15 @@ def test_a_model_compiled_in_place_is_treated(x: Tensor) -> None:
     assert_close(gradients(model, model, x), expected)
 
 
+def test_a_compiled_part_of_a_model_is_treated(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    expected = gradients(model, model, x)
+    model.stem.compile(fullgraph=True, backend="aot_eager")
+    assert_close(gradients(model, model, x), expected)
+    assert_close(gradients(model, model, x), expected)
+
+
 def test_inductor_gives_the_same_gradient(x: Tensor) -> None:
     torch.manual_seed(0)
     model = tract_hub.enable(Net(STEMS["Conv2d"]()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm.layers
@@ -272,6 +274,45 @@ def test_a_stem_that_a_forward_leaves_out_is_reported_once() -> None:
     with pytest.warns(tract_hub.TractWarning, match=r"'stem.weight'.*did not apply"):
         model(torch.randn(2, 4))
     model(torch.randn(2, 4))  # a second warning would be an error
+
+
+class Both(nn.Module):
+    """Applies its stem by calling it, and by a functional call on its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x).mean() + F.conv2d(x[..., ::2], self.stem.weight).square().sum()
+
+
+def test_a_weight_applied_by_a_module_and_by_its_parent_is_corrected_once() -> None:
+    torch.manual_seed(0)
+    model, x = Both().double(), torch.randn(4, 3, 9, 9).double()
+    (raw,) = torch.autograd.grad(model(x), model.stem.weight)
+    rows = [torch.cat([conv_rows(x, raw)[0], conv_rows(x[..., ::2], raw)[0]])]
+    tract_hub.enable(model)(x).backward()
+    assert relative_error(model.stem.weight.grad, closed_form(raw, rows, 0.1)) < 1e-11
+
+
+def test_threads_do_not_mix_their_rows(case) -> None:
+    model, x, expected = case
+    inputs = [x, x * 3, x - 1, x.flip(0) * 0.1]
+    alone = [torch.autograd.grad(model(i).square().sum(), model[0].weight)[0] for i in inputs]
+    meet = threading.Barrier(len(inputs))
+
+    def step(image: Tensor) -> Tensor:
+        found = torch.zeros_like(expected)
+        for _ in range(20):
+            meet.wait()
+            (found,) = torch.autograd.grad(model(image).square().sum(), model[0].weight)
+        return found
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        together = list(pool.map(step, inputs))
+    for one, other in zip(alone, together, strict=True):
+        assert relative_error(other, one) < 1e-12
 
 
 def test_a_hypergradient_passes_through_the_correction(case) -> None:

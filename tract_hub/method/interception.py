@@ -45,7 +45,7 @@ class WeightGate:
         self.parameters = parameters
         self.lam = lam
         self.forward_uses = forward_uses
-        self._running: list[_GatedForward] = []
+        self._thread = _Thread()
 
     def attach(self, module: nn.Module) -> None:
         """Put the hooks on a module, around every other hook that it has."""
@@ -56,64 +56,74 @@ class WeightGate:
         """Start reading the torch functions that the module's forward calls."""
         if _is_tracing():
             return
-        self._retire_interrupted()
+        modes = self._thread.here.modes
+        for interrupted in modes:  # Ctrl-C in a forward skips the hook that leaves it
+            interrupted.live = False
+        modes.clear()
         mode = _GatedForward(self, module)
-        self._running.append(mode)
+        modes.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Stop reading; also called when the forward raised."""
-        if self._running:
-            self._running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def _retire_interrupted(self) -> None:
-        # Ctrl-C in a forward skips the hook that leaves it: what it left behind must not act.
-        if self._running and not torch.compiler.is_compiling():
-            for mode in self._running:
-                mode.live = mode.live and mode.thread != threading.get_ident()
-            self._running = [mode for mode in self._running if mode.live]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_running": []}
+        modes = self._thread.here.modes
+        if modes:
+            modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class ForwardUses:
-    """The Gram matrices of one weight's uses in the forward that runs now.
+    """The Gram matrices of one weight's uses in the forward that runs now, in each thread.
 
     Attributes:
         weight_name: the weight's name in the model, for messages.
-        open: None outside a forward of the model that was enabled; each use then stands alone.
         met: whether any forward applied the weight yet.
 
     """
 
     def __init__(self, weight_name: str) -> None:
         self.weight_name = weight_name
-        self.open: list[Gram] | None = None
         self.met = False
+        self._thread = _Thread()
+
+    def open(self) -> None:
+        """Begin a forward. Outside of one, each use stands alone."""
+        self._thread.here.uses = []
+
+    def close(self) -> None:
+        """End it: from here on, only its graph knows the uses."""
+        self._thread.here.uses = None
 
     def note(self, gram: Gram) -> list[Gram]:
         """Add one use; return the list that all uses of this forward share."""
-        if self.open is None:
+        uses = self._thread.here.uses
+        if uses is None:
             return []
-        if torch.compiler.is_compiling():
-            return self._note_compiled(gram)
-        self.open.append(gram)
-        return self.open
-
-    def _note_compiled(self, gram: Gram) -> list[Gram]:
-        # A compiled backward is traced at once, when later uses are not known yet.
-        if self.open:
+        if torch.compiler.is_compiling() and uses:
+            # A compiled backward is traced at once, when later uses are not known yet.
             raise TractError(
                 f"{self.weight_name!r} is used several times in one forward, which cannot be "
                 "compiled with TrAct: leave the part that uses it out of torch.compile"
             )
-        if self.open is not None:
-            self.open.append(gram)
-        return []
+        uses.append(gram)
+        return [] if torch.compiler.is_compiling() else uses
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "open": None}
+
+class _Here:
+    """What goes on in one thread."""
+
+    def __init__(self) -> None:
+        self.modes: list[_GatedForward] = []  # of one gate, entered and not left
+        self.uses: list[Gram] | None = None  # of one weight, in an open forward
+
+
+class _Thread(threading.local):
+    """Gives each thread its own, and a copy of the model a new one."""
+
+    def __init__(self) -> None:
+        self.here = _Here()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Thread, ()
 
 
 class ForwardScope:
@@ -130,12 +140,12 @@ class ForwardScope:
     def begin(self, module: nn.Module, inputs: Any) -> None:
         """Start to collect uses."""
         for uses in self.forward_uses:
-            uses.open = []
+            uses.open()
 
     def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Let go of them: from here on only the graph of this forward knows them."""
         for uses in self.forward_uses:
-            uses.open = None
+            uses.close()
         trains = module.training and torch.is_grad_enabled()
         if output is not None and trains and not torch.compiler.is_compiling():
             self._warn_of_unmet()  # no output: the forward raised
@@ -158,7 +168,6 @@ class _GatedForward(TorchFunctionMode):
         super().__init__()
         self.gate = gate
         self.module = module
-        self.thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
         self.live = True
         self.derived: list[Tensor] = []
 
@@ -189,8 +198,10 @@ class _GatedForward(TorchFunctionMode):
             compiling = torch.compiler.is_compiling()
             name = self.gate.forward_uses.weight_name
             return call.weight if compiling else warn_if_trained(call.weight, name)
-        gram = gram_of(call)
-        return gate_weight(call, gram, self.gate.lam, self.gate.forward_uses.note(gram))
+        with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
+            gram = gram_of(call)
+            uses = self.gate.forward_uses.note(gram)
+            return gate_weight(call, gram, self.gate.lam, uses)
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""
