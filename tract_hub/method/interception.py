@@ -234,6 +234,6 @@ def _is_tracing() -> bool:
     """Whether a graph is being recorded for inference: it must be the ordinary model's."""
     return (
         torch._C._get_tracing_state() is not None
-        or torch.compiler.is_exporting()
+        or torch.compiler._is_exporting_flag  # torch 2.11 compiles is_exporting() to True
         or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
     )
