@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
 from tract_hub.adapters.meta_values import stand_in
+from tract_hub.adapters.mismatch import Mismatch, mismatch_of
 from tract_hub.method.operations import LinearCall, read_call
 
 
@@ -50,12 +52,16 @@ class Trace:
         layers: consumptions of the pixels, and of what is no longer affine in them.
         elsewhere: for each operation, the parameters it applied to anything but the pixels.
         ended: why the forward did not come to its end, if it did not.
+        mismatch: the sizes that did not fit in the last call that failed.
+        looked_up: the embedding in which a model that takes indices looked up the pixels.
 
     """
 
     layers: list[Consumption] = field(default_factory=list)
     elsewhere: dict[str, set[str]] = field(default_factory=dict)
     ended: Exception | None = None
+    mismatch: Mismatch | None = None
+    looked_up: str | None = None
 
 
 def follow_pixels(
@@ -157,14 +163,25 @@ class _Layers(TorchFunctionMode):
         kwargs = kwargs or {}
         call = read_call(func, args, kwargs)
         weight = self.tags.get(call.weight) if call else NOTHING
-        if call is None or not weight.parameters:
-            return func(*args, **kwargs)
-        self._record(call, self.tags.get(call.input), weight)
-        self.recorded = True
+        if call is not None and weight.parameters:
+            self._record(call, self.tags.get(call.input), weight)
+            self.recorded = True
         try:
             return func(*args, **kwargs)
+        except Exception:
+            self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
+            self._note_lookup(func, *args)
+            raise
         finally:
             self.recorded = False
+
+    def _note_lookup(self, func: Callable[..., Any], *args: Any) -> None:
+        if func is F.embedding and self._kind_of(args[0]) is Kind.PIXELS:
+            self.trace.looked_up = self.names.get(id(args[1]), "a table")
+
+    def _kind_of(self, tensor: Tensor) -> Kind | None:
+        flow = self.tags.get(tensor).flow
+        return flow.kind if flow else None
 
     def _record(self, call: LinearCall, input: Tag, weight: Tag) -> None:
         if input.parameters:  # part of computing a weight
