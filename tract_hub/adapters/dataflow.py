@@ -17,6 +17,7 @@ from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
 from tract_hub.adapters.meta_values import stand_in
 from tract_hub.adapters.mismatch import Mismatch, mismatch_of
+from tract_hub.adapters.recurrence import run_first_step
 from tract_hub.method.operations import LinearCall, read_call
 
 
@@ -167,7 +168,7 @@ class _Layers(TorchFunctionMode):
             self._record(call, self.tags.get(call.input), weight)
             self.recorded = True
         try:
-            return func(*args, **kwargs)
+            return run_first_step(func, args, kwargs) or func(*args, **kwargs)
         except Exception:
             self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
             self._note_lookup(func, *args)

@@ -46,7 +46,8 @@ def meta_skeleton(model: nn.Module) -> nn.Module:
         empty = torch.empty_like(parameter, device="meta")
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for tensor in _other_tensors(model):
-        memo[id(tensor)] = _without_weight(tensor)
+        if id(tensor) not in memo:  # recurrent layers list their parameters a second time
+            memo[id(tensor)] = _without_weight(tensor)
     for hooks in _hook_tables(model):
         memo[id(hooks)] = OrderedDict((k, hook) for k, hook in hooks.items() if _computes(hook))
     try:
