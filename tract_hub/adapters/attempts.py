@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tract_hub.adapters.dataflow import Trace, follow_pixels
 from tract_hub.adapters.examples import Example, examples_for, given_example
@@ -43,30 +43,38 @@ def follow(model: nn.Module, skeleton: nn.Module, example_inputs: Any = None) ->
     """
     guess = example_inputs is None
     examples = examples_for(model) if guess else iter([given_example(model, example_inputs)])
+    runner = _Runner(skeleton, [*model.parameters(), *model.buffers()])
     failures = []
     for example in examples:
-        attempt = _varied(skeleton, example) if guess else _run(skeleton, example)
+        attempt = _varied(runner, example) if guess else runner.run(example)
         if attempt.trace.ended is None:
             return attempt
         failures.append(attempt.trace)
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
 
 
-def _varied(skeleton: nn.Module, example: Example) -> Attempt:
+def _varied(runner: _Runner, example: Example) -> Attempt:
     """Run on these inputs, and then on other shapes of them, as each failure proposes."""
     search = ShapeSearch()
-    first = attempt = _run(skeleton, example)
+    first = attempt = runner.run(example)
     while attempt.trace.ended is not None:
         proposed = search.next(attempt.example, attempt.trace.mismatch)
         if proposed is None:
             return first  # its message is about a shape that the model's zoo or layers declare
-        attempt = _run(skeleton, proposed)
+        attempt = runner.run(proposed)
     return attempt
 
 
-def _run(skeleton: nn.Module, example: Example) -> Attempt:
-    trace = follow_pixels(skeleton, example.args, example.kwargs, example.pixels)
-    return Attempt(skeleton, example, trace)
+@dataclass(frozen=True)
+class _Runner:
+    skeleton: nn.Module
+    live: list[Tensor]
+
+    def run(self, example: Example) -> Attempt:
+        trace = follow_pixels(
+            self.skeleton, example.args, example.kwargs, example.pixels, self.live
+        )
+        return Attempt(self.skeleton, example, trace)
 
 
 def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:

@@ -18,6 +18,7 @@ from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
 from tract_hub.adapters.meta_values import stand_in
 from tract_hub.adapters.mismatch import Mismatch, mismatch_of
 from tract_hub.adapters.recurrence import run_first_step
+from tract_hub.errors import ExampleInputError
 from tract_hub.method.operations import LinearCall, read_call
 
 
@@ -66,7 +67,11 @@ class Trace:
 
 
 def follow_pixels(
-    skeleton: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Iterable[Tensor]
+    skeleton: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    pixels: Iterable[Tensor],
+    live: Iterable[Tensor] = (),
 ) -> Trace:
     """Run a skeleton once and record every layer that the pixels reach.
 
@@ -75,6 +80,7 @@ def follow_pixels(
         args: positional inputs of its forward, on the meta device or small and real.
         kwargs: its named inputs.
         pixels: those of the inputs that are pixels.
+        live: tensors that must not be touched; a forward that does is ended.
 
     """
     trace = Trace()
@@ -88,7 +94,7 @@ def follow_pixels(
     running = _Running(skeleton)
     try:
         layers = _Layers(trace, tags, running.stack, names)
-        with torch.no_grad(), running, layers, _Operations(trace, tags, layers):
+        with torch.no_grad(), running, layers, _Operations(trace, tags, layers, live):
             skeleton(*args, **kwargs)
     except Exception as error:
         trace.ended = error
@@ -213,8 +219,9 @@ class _Layers(TorchFunctionMode):
 class _Operations(TorchDispatchMode):
     """Passes tags from the inputs of each aten operation to its outputs."""
 
-    def __init__(self, trace: Trace, tags: _Tags, layers: _Layers) -> None:
+    def __init__(self, trace: Trace, tags: _Tags, layers: _Layers, live: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.live = {id(tensor) for tensor in live}
         self.trace = trace
         self.tags = tags
         self.layers = layers
@@ -228,6 +235,8 @@ class _Operations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors(args, kwargs))
+        if not self.live.isdisjoint(map(id, given)):
+            raise ExampleInputError("its forward holds on to the original of a copied module")
         tags = [self.tags.get(tensor) for tensor in given]
         if any(tensor.is_meta for tensor in given):
             meta_args, meta_kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))

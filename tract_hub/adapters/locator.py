@@ -34,11 +34,14 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
         The first layers, sorted by the name of their weight.
 
     Raises:
+        TypeError: the model is no module.
         StemNotFoundError: no layer reads the pixels before they pass a nonlinearity.
         UnsupportedStemError: a first layer cannot be treated exactly.
         ExampleInputError: the model could not be run with the inputs at hand.
 
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"locate takes a torch.nn.Module, got {type(model).__name__}")
     inner, prefix = unwrap(model)
     stems = stems_of(inner, follow(inner, meta_skeleton(inner), example_inputs), prefix)
     _compare_with_zoo(inner, stems, prefix)
