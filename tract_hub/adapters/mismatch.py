@@ -87,11 +87,14 @@ _BY_CHANNEL = (F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu
 
 
 def _reshaped(args: Sequence[Any], given: Tensor) -> tuple[int, int] | None:
-    """Read ``view(-1, features)`` and ``view(batch, features)``: the features of one sample."""
+    """Read ``view(-1, features)``, ``view(batch, features)``, ``view(batch, heads, -1, places)``."""
     shape = args[1] if len(args) == 2 and isinstance(args[1], Sequence) else args[1:]
-    if not shape or not given.dim() or not all(isinstance(size, int) for size in shape):
+    if len(shape) < 2 or not given.dim() or not all(type(size) is int for size in shape):
         return None
-    return math.prod(shape[1:]), given.numel() // max(1, given.shape[0])
+    if min(shape[1:]) > 0:
+        return math.prod(shape[1:]), given.numel() // max(1, given.shape[0])
+    places = math.prod(shape[list(shape).index(-1) + 1 :]) if -1 in shape else 0
+    return (places, given.shape[2:].numel()) if given.dim() == 4 and places > 1 else None
 
 
 def _broadcast(given: Sequence[int], own: Sequence[int]) -> tuple[int, int] | None:

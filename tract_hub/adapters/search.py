@@ -7,6 +7,7 @@ features or positions, where the image had another size than the model was made 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,6 +21,9 @@ from tract_hub.adapters.mismatch import Mismatch
 ATTEMPTS = 16
 """Forwards for one guess of the inputs: a size between 1 and 1024 is halved ten times."""
 
+_USUAL, _LARGEST = 32, 2048
+"""Most images' sides are multiples of the first, none is longer than the second."""
+
 Point = tuple[int, float]
 
 
@@ -31,6 +35,7 @@ class ShapeSearch:
         self._tried: set[tuple[int, ...]] = set()
         self._smaller: Point | None = None  # the largest size that was too small, and its extent
         self._larger: Point | None = None
+        self._goal = math.nan
 
     def next(self, example: Example, mismatch: Mismatch | None) -> Example | None:
         """Return the inputs to try after these, None where there is nothing to go by."""
@@ -58,16 +63,19 @@ class ShapeSearch:
             if self._larger is None or size >= self._larger[0]:
                 return None
             self._smaller = (size, math.nan)
-            goal = math.nan
+            goal = self._goal
         else:
             goal = _extent(mismatch.wanted, shape, axis)
+            if goal != self._goal:  # another layer's wish: what was too small for it is not known
+                self._goal, self._smaller, self._larger = goal, None, None
             self._narrow((size, _extent(mismatch.got, shape, axis)), goal)
-        proposed = self._between(goal)
-        if proposed is None:
-            return None
-        # a clip keeps its length, an image or a signal its proportions
-        space = tuple(proposed * s // size for s in shape[max(axis + 1, len(shape) - 2) :])
-        return (*shape[: len(shape) - len(space)], *space)
+        for proposed in self._between(goal):
+            # a clip keeps its length, an image or a signal its proportions
+            space = tuple(proposed * s // size for s in shape[max(axis + 1, len(shape) - 2) :])
+            whole = (*shape[: len(shape) - len(space)], *space)
+            if whole not in self._tried:
+                return whole
+        return None
 
     def _narrow(self, point: Point, goal: float) -> None:
         if point[1] < goal:
@@ -75,18 +83,22 @@ class ShapeSearch:
         else:
             self._larger = point
 
-    def _between(self, goal: float) -> int | None:
-        """Interpolate between the two sides, or scale the only one there is."""
+    def _between(self, goal: float) -> Iterator[int]:
+        """Interpolate between the two sides, or scale the only one there is; round sizes first."""
         low, high = self._smaller, self._larger
         if low and high:
             slope = (high[1] - low[1]) / (high[0] - low[0])
-            size = low[0] + (goal - low[1]) / slope if slope > 0 else math.nan
-            if math.isnan(size):
-                size = (low[0] + high[0]) / 2
-            inside = min(max(round(size), low[0] + 1), high[0] - 1)
-            return inside if low[0] < inside < high[0] else None
-        point = low or high
-        return max(1, round(point[0] * goal / point[1])) if point else None
+            size = low[0] + (goal - low[1]) / slope if slope > 0 else (low[0] + high[0]) / 2
+        elif low or high:
+            known = low or high or (1, 1.0)
+            size = known[0] * goal / known[1]
+        else:
+            return
+        least, most = low[0] + 1 if low else 1, high[0] - 1 if high else _LARGEST
+        if least <= most:
+            exact = min(max(round(size), least), most)
+            tidy = round(exact / _USUAL) * _USUAL
+            yield from (tidy, exact) if least <= tidy <= most else (exact,)
 
 
 def reshaped(example: Example, shape: tuple[int, ...]) -> Example:

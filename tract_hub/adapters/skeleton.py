@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tract_hub.adapters.closures import rebind_closures
 from tract_hub.errors import ExampleInputError
@@ -45,9 +46,6 @@ def meta_skeleton(model: nn.Module) -> nn.Module:
     _refuse_shapeless(model)
     for parameter in model.parameters():
         memo[id(parameter)] = _on_meta(parameter)
-    for tensor in _other_tensors(model):
-        if id(tensor) not in memo:  # recurrent layers list their parameters a second time
-            memo[id(tensor)] = _without_weight(tensor)
     for module in model.modules():
         for name, value in module.__dict__.items():
             if name.startswith(_MACHINERY):
@@ -55,7 +53,8 @@ def meta_skeleton(model: nn.Module) -> nn.Module:
     for hooks in _hook_tables(model):
         memo[id(hooks)] = OrderedDict((k, hook) for k, hook in hooks.items() if _computes(hook))
     try:
-        skeleton = _copied(model, memo)
+        with _WithoutWeights():
+            skeleton = _copied(model, memo)
     except Exception as error:
         raise ExampleInputError(
             f"{type(model).__name__} cannot be copied to follow its pixels ({error}): "
@@ -106,12 +105,19 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _other_tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.buffers()
-    for module in model.modules():
-        for value in module.__dict__.values():
-            candidates = value if isinstance(value, (list, tuple)) else (value,)
-            yield from (item for item in candidates if isinstance(item, Tensor))
+class _WithoutWeights(TorchFunctionMode):
+    """Empties every tensor that is deep-copied: buffers, and what forwards keep in attributes."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__:
+            return _without_weight(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _without_weight(tensor: Tensor) -> Tensor:
