@@ -111,7 +111,7 @@ def _takes_names(model: nn.Module, names: Iterable[str]) -> bool:
     """Whether a forward takes these inputs by name, and not as one dict (as NaFlex models do)."""
     parameters = signature(model.forward).parameters
     anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
-    return anything or any(name in parameters for name in names)
+    return anything or all(name in parameters for name in names)
 
 
 def _shape_only(tensor: Tensor) -> Tensor:
