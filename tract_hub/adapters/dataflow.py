@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
+from tract_hub.adapters.meta_autocast import meta_autocast
 from tract_hub.adapters.meta_values import stand_in
 from tract_hub.adapters.mismatch import Mismatch, mismatch_of
 from tract_hub.adapters.recurrence import run_first_step
@@ -94,7 +95,7 @@ def follow_pixels(
     running = _Running(skeleton)
     try:
         layers = _Layers(trace, tags, running.stack, names)
-        with torch.no_grad(), running, layers, _Operations(trace, tags, layers, live):
+        with torch.no_grad(), meta_autocast(), running, layers, _Operations(trace, tags, layers, live):
             skeleton(*args, **kwargs)
     except Exception as error:
         trace.ended = error
