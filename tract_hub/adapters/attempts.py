@@ -28,6 +28,10 @@ class Attempt:
     example: Example
     trace: Trace
 
+    def again(self) -> Attempt:
+        """Run the same forward once more."""
+        return _Runner(self.skeleton, []).run(self.example)
+
 
 def follow(model: nn.Module, skeleton: nn.Module, example_inputs: Any = None) -> Attempt:
     """Find inputs that a model takes, and follow its pixels through one forward.

@@ -95,7 +95,13 @@ def follow_pixels(
     running = _Running(skeleton)
     try:
         layers = _Layers(trace, tags, running.stack, names)
-        with torch.no_grad(), meta_autocast(), running, layers, _Operations(trace, tags, layers, live):
+        with (
+            torch.no_grad(),
+            meta_autocast(),
+            running,
+            layers,
+            _Operations(trace, tags, layers, live),
+        ):
             skeleton(*args, **kwargs)
     except Exception as error:
         trace.ended = error

@@ -87,7 +87,7 @@ _BY_CHANNEL = (F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu
 
 
 def _reshaped(args: Sequence[Any], given: Tensor) -> tuple[int, int] | None:
-    """Read ``view(-1, features)``, ``view(batch, features)``, ``view(batch, heads, -1, places)``."""
+    """Read ``view(-1, features)``, ``view(batch, …)`` and ``view(batch, heads, -1, places)``."""
     shape = args[1] if len(args) == 2 and isinstance(args[1], Sequence) else args[1:]
     if len(shape) < 2 or not given.dim() or not all(type(size) is int for size in shape):
         return None

@@ -39,16 +39,12 @@ def audit(
     An audit that was interrupted goes on where it stopped.
     """
     if zoo not in ZOOS:
-        raise typer.BadParameter(f"there is no zoo {zoo!r}: choose one of {', '.join(ZOOS)}")
+        raise TractError(f"there is no zoo {zoo!r}: choose one of {', '.join(ZOOS)}")
     names = [name for name in models_of(zoo) if fnmatch(name, only)]
     if not names:
-        raise typer.BadParameter(f"no model of {zoo} is called {only!r}")
+        raise TractError(f"no model of {zoo} is called {only!r}")
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
-    except TractError as error:
-        Console(stderr=True).print(f"[red]{error}[/red]")
-        raise typer.Exit(1) from error
+    records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
     write_results(zoo, records, out)
     Console().print(summary(records))
 

@@ -16,6 +16,7 @@ from torch import nn
 from tract_hub.adapters.examples import zoo_of
 from tract_hub.adapters.locator import locate
 from tract_hub.errors import TractError
+from tract_hub.studies.named_models import build_without_weights
 
 Builder = Callable[[], nn.Module]
 Record = dict[str, Any]
@@ -45,7 +46,7 @@ def audit_model(zoo: str, name: str, time_limit: float) -> Record:
     with warnings.catch_warnings(), _limited(time_limit):
         warnings.simplefilter("ignore")
         try:
-            model = _built(models_of(zoo)[name])
+            model = build_without_weights(models_of(zoo)[name])
         except Exception as error:
             return {"name": name, "result": "not built", "reason": _short(error)}
         try:
@@ -64,16 +65,6 @@ def _found(model: nn.Module) -> Record:
     if declared is not None and declared != stems:
         record["declared"] = declared
     return record
-
-
-def _built(builder: Builder) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return builder()
-    except TimeoutError:
-        raise
-    except Exception:  # some compute with the values of their weights when they are built
-        return builder()
 
 
 @contextmanager
