@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,7 +15,11 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
+from tract_hub.adapters.meta_autocast import meta_autocast
 from tract_hub.adapters.meta_values import stand_in
+from tract_hub.adapters.mismatch import Mismatch, mismatch_of
+from tract_hub.adapters.recurrence import run_first_step
+from tract_hub.errors import ExampleInputError
 from tract_hub.method.operations import LinearCall, read_call
 
 
@@ -50,16 +55,24 @@ class Trace:
         layers: consumptions of the pixels, and of what is no longer affine in them.
         elsewhere: for each operation, the parameters it applied to anything but the pixels.
         ended: why the forward did not come to its end, if it did not.
+        mismatch: the sizes that did not fit in the last call that failed.
+        looked_up: the embedding in which a model that takes indices looked up the pixels.
 
     """
 
     layers: list[Consumption] = field(default_factory=list)
     elsewhere: dict[str, set[str]] = field(default_factory=dict)
     ended: Exception | None = None
+    mismatch: Mismatch | None = None
+    looked_up: str | None = None
 
 
 def follow_pixels(
-    skeleton: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Iterable[Tensor]
+    skeleton: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    pixels: Iterable[Tensor],
+    live: Iterable[Tensor] = (),
 ) -> Trace:
     """Run a skeleton once and record every layer that the pixels reach.
 
@@ -68,6 +81,7 @@ def follow_pixels(
         args: positional inputs of its forward, on the meta device or small and real.
         kwargs: its named inputs.
         pixels: those of the inputs that are pixels.
+        live: tensors that must not be touched; a forward that does is ended.
 
     """
     trace = Trace()
@@ -81,7 +95,13 @@ def follow_pixels(
     running = _Running(skeleton)
     try:
         layers = _Layers(trace, tags, running.stack, names)
-        with torch.no_grad(), running, layers, _Operations(trace, tags, layers):
+        with (
+            torch.no_grad(),
+            meta_autocast(),
+            running,
+            layers,
+            _Operations(trace, tags, layers, live),
+        ):
             skeleton(*args, **kwargs)
     except Exception as error:
         trace.ended = error
@@ -157,14 +177,25 @@ class _Layers(TorchFunctionMode):
         kwargs = kwargs or {}
         call = read_call(func, args, kwargs)
         weight = self.tags.get(call.weight) if call else NOTHING
-        if call is None or not weight.parameters:
-            return func(*args, **kwargs)
-        self._record(call, self.tags.get(call.input), weight)
-        self.recorded = True
+        if call is not None and weight.parameters:
+            self._record(call, self.tags.get(call.input), weight)
+            self.recorded = True
         try:
-            return func(*args, **kwargs)
+            return run_first_step(func, args, kwargs) or func(*args, **kwargs)
+        except Exception:
+            self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
+            self._note_lookup(func, *args)
+            raise
         finally:
             self.recorded = False
+
+    def _note_lookup(self, func: Callable[..., Any], *args: Any) -> None:
+        if func is F.embedding and self._kind_of(args[0]) is Kind.PIXELS:
+            self.trace.looked_up = self.names.get(id(args[1]), "a table")
+
+    def _kind_of(self, tensor: Tensor) -> Kind | None:
+        flow = self.tags.get(tensor).flow
+        return flow.kind if flow else None
 
     def _record(self, call: LinearCall, input: Tag, weight: Tag) -> None:
         if input.parameters:  # part of computing a weight
@@ -195,8 +226,9 @@ class _Layers(TorchFunctionMode):
 class _Operations(TorchDispatchMode):
     """Passes tags from the inputs of each aten operation to its outputs."""
 
-    def __init__(self, trace: Trace, tags: _Tags, layers: _Layers) -> None:
+    def __init__(self, trace: Trace, tags: _Tags, layers: _Layers, live: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.live = {id(tensor) for tensor in live}
         self.trace = trace
         self.tags = tags
         self.layers = layers
@@ -210,6 +242,8 @@ class _Operations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors(args, kwargs))
+        if not self.live.isdisjoint(map(id, given)):
+            raise ExampleInputError("its forward holds on to the original of a copied module")
         tags = [self.tags.get(tensor) for tensor in given]
         if any(tensor.is_meta for tensor in given):
             meta_args, meta_kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ class Example:
         args: positional inputs.
         kwargs: named inputs.
         pixels: those of the tensors that are pixels.
+        channel_axis: where their channels are; an image of a list has no batch in front.
 
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     pixels: tuple[Tensor, ...] = ()
+    channel_axis: int = 1
 
 
 def image(model: nn.Module, *shape: int) -> Tensor:
@@ -45,16 +48,39 @@ def image_example(model: nn.Module, *shape: int) -> Example:
     return Example(args=(pixels,), pixels=(pixels,))
 
 
+def images_example(model: nn.Module, count: int, *shape: int) -> Example:
+    """Pixels of this shape as each of the first ``count`` positional inputs."""
+    pixels = tuple(image(model, *shape) for _ in range(count))
+    return Example(args=pixels, pixels=pixels)
+
+
 def examples_for(model: nn.Module) -> Iterator[Example]:
     """Yield example inputs for a model, the likeliest first."""
+    adapter = zoo_of(model) or importlib.import_module("tract_hub.adapters.plain")
+    yield from adapter.examples(model)
+
+
+def zoo_of(model: nn.Module) -> Any:
+    """Return the adapter of the zoo that a model's class, or a class below it, is from."""
     for cls in type(model).__mro__:
         zoo = ZOOS.get(cls.__module__.partition(".")[0])
         if zoo:
-            adapter = importlib.import_module(f"tract_hub.adapters.{zoo}")
-            yield from adapter.examples(model)
-            return
-    plain = importlib.import_module("tract_hub.adapters.plain")
-    yield from plain.examples(model)
+            return importlib.import_module(f"tract_hub.adapters.{zoo}")
+    return None
+
+
+def declared_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the height and width that a model, or one of its modules, says it was made for."""
+    for module in model.modules():
+        for name in _SIZES:
+            value = getattr(module, name, None)
+            sizes = value if isinstance(value, (tuple, list)) else (value, value)
+            if len(sizes) >= 2 and all(type(size) is int and size > 0 for size in sizes):
+                return sizes[-2], sizes[-1]
+    return None
+
+
+_SIZES = ("img_size", "image_size", "input_size", "input_resolution")
 
 
 def given_example(model: nn.Module, inputs: Any) -> Example:
@@ -75,10 +101,17 @@ def given_example(model: nn.Module, inputs: Any) -> Example:
             f"{type(model).__name__}: example_inputs hold no tensor of pixels (fractional or "
             "uint8): pass what the model's forward takes, as a tensor, a tuple or a dict"
         )
-    if isinstance(inputs, Mapping):
+    if isinstance(inputs, Mapping) and _takes_names(model, inputs):
         return Example(kwargs=inputs, pixels=tuple(pixels))
     args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     return Example(args=args, pixels=tuple(pixels))
+
+
+def _takes_names(model: nn.Module, names: Iterable[str]) -> bool:
+    """Whether a forward takes these inputs by name, and not as one dict (as NaFlex models do)."""
+    parameters = signature(model.forward).parameters
+    anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    return anything or all(name in parameters for name in names)
 
 
 def _shape_only(tensor: Tensor) -> Tensor:

@@ -77,6 +77,12 @@ PRODUCTS = frozenset(
 LAYERS = PRODUCTS - {"mul"}
 """With a parameter, these are layers."""
 
+CONSTANTS = frozenset(
+    "new_empty new_empty_strided new_full new_ones new_zeros empty_like full_like ones_like "
+    "zeros_like rand_like randn_like randint_like zero".split()
+)
+"""These take no more than a shape from their tensor."""
+
 FIRST_ONLY = frozenset(("div", "grid_sampler_2d", "grid_sampler_3d"))
 """Affine in the first tensor, not in what divides it or says where to sample it."""
 
@@ -101,6 +107,8 @@ def after(operation: str, tags: Sequence[Tag]) -> Tag:
             from comes first.
 
     """
+    if operation in CONSTANTS:
+        return NOTHING
     parameters = frozenset[str]().union(*(tag.parameters for tag in tags))
     if operation in _SELECTING:  # what chooses the elements is not mixed into them
         tags = [tag for i, tag in enumerate(tags) if i == 0 or not _is(tag, Kind.NONLINEAR)]

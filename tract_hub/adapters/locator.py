@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
-from tract_hub.adapters.dataflow import Consumption, Trace, follow_pixels
-from tract_hub.adapters.examples import Example, examples_for, given_example
+from tract_hub.adapters.attempts import Attempt, follow
+from tract_hub.adapters.dataflow import Consumption, Trace
+from tract_hub.adapters.examples import zoo_of
 from tract_hub.adapters.flow import Flow, Kind
 from tract_hub.adapters.skeleton import meta_skeleton
 from tract_hub.adapters.wrappers import unwrap
-from tract_hub.errors import ExampleInputError, StemNotFoundError, UnsupportedStemError
+from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
 from tract_hub.method.operations import Convolution
 from tract_hub.stem import Site, Stem
 
@@ -32,33 +34,39 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
         The first layers, sorted by the name of their weight.
 
     Raises:
+        TypeError: the model is no module.
         StemNotFoundError: no layer reads the pixels before they pass a nonlinearity.
         UnsupportedStemError: a first layer cannot be treated exactly.
         ExampleInputError: the model could not be run with the inputs at hand.
 
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"locate takes a torch.nn.Module, got {type(model).__name__}")
     inner, prefix = unwrap(model)
-    skeleton = meta_skeleton(inner)
-    given = example_inputs is not None
-    examples = [given_example(inner, example_inputs)] if given else examples_for(inner)
-    trace = _first_complete(inner, skeleton, examples)
-    groups = _first_layers(inner, skeleton, trace)
-    stems = [_stem(inner, skeleton, group, prefix) for group in groups]
+    stems = stems_of(inner, follow(inner, meta_skeleton(inner), example_inputs), prefix)
+    _compare_with_zoo(inner, stems, prefix)
+    return stems
+
+
+def stems_of(model: nn.Module, attempt: Attempt, prefix: str = "") -> tuple[Stem, ...]:
+    """Return the first layers that a forward showed; their names begin with ``prefix``."""
+    groups = _first_layers(model, attempt.skeleton, attempt.trace)
+    stems = [_stem(model, attempt.skeleton, group, prefix) for group in groups]
     return tuple(sorted(stems, key=lambda stem: stem.weight_name))
 
 
-def _first_complete(model: nn.Module, skeleton: nn.Module, examples: Iterable[Example]) -> Trace:
-    failure: Exception | None = None
-    for example in examples:
-        trace = follow_pixels(skeleton, example.args, example.kwargs, example.pixels)
-        if trace.ended is None:
-            return trace
-        failure = failure or trace.ended
-    message = str(failure).strip().partition("\n")[0] or type(failure).__name__
-    raise ExampleInputError(
-        f"{type(model).__name__} could not be run on the inputs guessed for it ({message}): pass "
-        "example_inputs=… as its forward takes them, or name its first layers with stems=[…]"
-    ) from failure
+def _compare_with_zoo(model: nn.Module, stems: tuple[Stem, ...], prefix: str) -> None:
+    """Warn where the model's zoo declares another first layer than the trace shows."""
+    declare = getattr(zoo_of(model), "declared_stems", None)
+    declared = {prefix + name for name in declare(model)} if declare else set()
+    found = {stem.weight_name for stem in stems}
+    if not declared <= found:
+        warnings.warn(
+            f"{type(model).__name__}: its zoo declares {', '.join(sorted(declared))} as first "
+            f"layer, but the pixels reach {', '.join(sorted(found))}, which is used",
+            TractWarning,
+            stacklevel=3,
+        )
 
 
 def _first_layers(model: nn.Module, skeleton: nn.Module, trace: Trace) -> list[list[Consumption]]:

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 def stand_in(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an aten operation on meta tensors, with an answer of ours where it needs values."""
-    answer = _ANSWERS.get(func)
+    answer = _ANSWERS.get(func) or _ANSWERS_BY_NAME.get(func._schema.name)
     return answer(*args, **kwargs) if answer else func(*args, **kwargs)
 
 
@@ -50,9 +50,24 @@ def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     return aten.index.Tensor(tensor, whole)  # type: ignore[no-any-return]
 
 
+def _one_value(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, their places and their counts, where all elements are taken to be equal."""
+    places = torch.empty(tensor.shape, dtype=torch.int64, device="meta")
+    return tensor.new_empty(1), places, places.new_empty(1)
+
+
+def _keep_one(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Detections are handled one by one: one shows as much as a thousand."""
+    return torch.empty(min(1, scores.numel()), dtype=torch.int64, device="meta")
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _scalar,
     aten.nonzero.default: _nonzero,
     aten.masked_select.default: _masked_select,
     aten.index.Tensor: _index,
+    aten._unique2.default: _one_value,
 }
+
+_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {"torchvision::nms": _keep_one}
+"""Operations of libraries that are perhaps not imported."""

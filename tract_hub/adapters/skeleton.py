@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from tract_hub.adapters.closures import rebind_closures
 from tract_hub.errors import ExampleInputError
 
 SMALL = 65_536
@@ -26,6 +28,9 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
+_MACHINERY = ("_hf_hook", "__composable_api_state_key")  # beginnings of names
+"""Where accelerate and FSDP2 keep what moves the weights, and perhaps the weights."""
+
 
 def meta_skeleton(model: nn.Module) -> nn.Module:
     """Copy a model's structure; parameters and large buffers become meta tensors.
@@ -38,35 +43,81 @@ def meta_skeleton(model: nn.Module) -> nn.Module:
 
     """
     memo: dict[int, Any] = {}
+    _refuse_shapeless(model)
     for parameter in model.parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise ExampleInputError(
-                f"{type(model).__name__} has lazy parameters without a shape: run one forward first"
-            )
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for tensor in _other_tensors(model):
-        memo[id(tensor)] = _without_weight(tensor)
+        memo[id(parameter)] = _on_meta(parameter)
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if name.startswith(_MACHINERY):
+                memo[id(value)] = None
     for hooks in _hook_tables(model):
         memo[id(hooks)] = OrderedDict((k, hook) for k, hook in hooks.items() if _computes(hook))
     try:
-        skeleton = copy.deepcopy(model, memo)
+        with _WithoutWeights():
+            skeleton = _copied(model, memo)
     except Exception as error:
         raise ExampleInputError(
             f"{type(model).__name__} cannot be copied to follow its pixels ({error}): "
             "name its first layers with stems=[…]"
         ) from error
+    rebind_closures(skeleton, memo)
     for module in skeleton.modules():
         module.training = False
+        if "_old_forward" in module.__dict__:  # accelerate's, which moves weights to a device
+            module.__dict__["forward"] = module._old_forward
     return skeleton
 
 
-def _other_tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.buffers()
-    for module in model.modules():
-        for value in module.__dict__.values():
-            candidates = value if isinstance(value, (list, tuple)) else (value,)
-            yield from (item for item in candidates if isinstance(item, Tensor))
+def _refuse_shapeless(model: nn.Module) -> None:
+    name = type(model).__name__
+    parameters = list(model.parameters())
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        raise ExampleInputError(
+            f"{name} has lazy parameters without a shape: run one forward first"
+        )
+    flat = any(getattr(parameter, "_is_flat_param", False) for parameter in parameters)
+    if flat or _has_fsdp_inside(model):
+        raise ExampleInputError(
+            f"{name}: FSDP has flattened its parameters: find its first layers before wrapping it"
+        )
+
+
+def _has_fsdp_inside(model: nn.Module) -> bool:
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+
+
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    """The same shape without values; a sharded parameter has its whole shape."""
+    empty = torch.empty_strided(
+        parameter.size(), parameter.stride(), dtype=parameter.dtype, device="meta"
+    )
+    return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Deep-copy a module, also one that FSDP2 forbids to copy."""
+    sharded = [m for m in model.modules() if type(m).__mro__[1].__name__ == "FSDPModule"]
+    for module in sharded:
+        ordinary: type[nn.Module] = type(module).__bases__[1]
+        memo[id(module)] = ordinary.__new__(ordinary)
+    for module in sharded:
+        memo[id(module)].__dict__.update(copy.deepcopy(module.__getstate__(), memo))
+    return copy.deepcopy(model, memo)
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """Empties every tensor that is deep-copied: buffers, and what forwards keep in attributes."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__:
+            return _without_weight(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _without_weight(tensor: Tensor) -> Tensor:

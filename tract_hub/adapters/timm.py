@@ -1,20 +1,41 @@
-"""timm: a model knows the size of its input."""
+"""timm: a model's configuration says what its images look like, and where they go first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
-from tract_hub.adapters.examples import Example, image_example
+from tract_hub.adapters.examples import Example, declared_size, image_example
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
-    """Yield example inputs for a timm model of its configured size and channels."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    channels, height, width = config.get("input_size", (3, 224, 224))
-    embedding = getattr(model, "patch_embed", None)
-    size = getattr(embedding, "img_size", None)
-    if isinstance(size, (tuple, list)):
-        height, width = size
-    yield image_example(model, 2, getattr(model, "in_chans", channels), height, width)
+    """Yield example inputs for a timm model: the size it was built for, then its configured one.
+
+    The configuration is the pretrained model's and outdated where the size or the channels were
+    overridden; other channels are found by trying.
+    """
+    channels, height, width = _configuration(model).get("input_size", (3, 224, 224))
+    channels = getattr(model, "in_chans", None) or channels
+    built_for = declared_size(model) or (height, width)
+    for size in dict.fromkeys((built_for, (height, width))):
+        yield image_example(model, 2, channels, *size)
+
+
+def declared_stems(model: nn.Module) -> tuple[str, ...]:
+    """Return the weights of the first layers that timm declares.
+
+    Empty where the model declares none, or one that it does not have: ``features_only``,
+    ``use_naflex`` and reparametrisation rename layers and leave the declaration as it was.
+    """
+    declared = _configuration(model).get("first_conv") or ()
+    names = (declared,) if isinstance(declared, str) else tuple(declared)
+    weights = tuple(f"{name}.weight" for name in names)
+    present = dict(model.named_parameters(remove_duplicate=False))
+    return weights if all(weight in present for weight in weights) else ()
+
+
+def _configuration(model: nn.Module) -> dict[str, Any]:
+    found = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    return found if isinstance(found, dict) else {}

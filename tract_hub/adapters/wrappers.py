@@ -13,6 +13,8 @@ _INNER = {
     "ModelEma": "module",  # timm's
     "ModelEmaV2": "module",
     "ModelEmaV3": "module",
+    "PeftModel": "base_model",
+    "BaseTuner": "model",  # LoRA and the other methods of peft
 }
 """Class name of a wrapper → the attribute with the model inside."""
 

@@ -1,0 +1,98 @@
+"""Run a skeleton on example inputs until one forward comes to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tract_hub.adapters.dataflow import Trace, follow_pixels
+from tract_hub.adapters.examples import Example, examples_for, given_example
+from tract_hub.adapters.search import ShapeSearch
+from tract_hub.errors import ExampleInputError
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One forward of a skeleton.
+
+    Attributes:
+        skeleton: the model without its weights.
+        example: what it was run on.
+        trace: what that showed.
+
+    """
+
+    skeleton: nn.Module
+    example: Example
+    trace: Trace
+
+    def again(self) -> Attempt:
+        """Run the same forward once more."""
+        return _Runner(self.skeleton, []).run(self.example)
+
+
+def follow(model: nn.Module, skeleton: nn.Module, example_inputs: Any = None) -> Attempt:
+    """Find inputs that a model takes, and follow its pixels through one forward.
+
+    Args:
+        model: the model itself.
+        skeleton: its ``meta_skeleton``.
+        example_inputs: the user's inputs; they are not varied. None to guess.
+
+    Raises:
+        ExampleInputError: no forward came to its end.
+
+    """
+    guess = example_inputs is None
+    examples = examples_for(model) if guess else iter([given_example(model, example_inputs)])
+    runner = _Runner(skeleton, [*model.parameters(), *model.buffers()])
+    failures = []
+    for example in examples:
+        attempt = _varied(runner, example) if guess else runner.run(example)
+        if attempt.trace.ended is None:
+            return attempt
+        failures.append(attempt.trace)
+    raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
+
+
+def _varied(runner: _Runner, example: Example) -> Attempt:
+    """Run on these inputs, and then on other shapes of them, as each failure proposes."""
+    search = ShapeSearch()
+    first = attempt = runner.run(example)
+    while attempt.trace.ended is not None:
+        proposed = search.next(attempt.example, attempt.trace.mismatch)
+        if proposed is None:
+            return first  # its message is about a shape that the model's zoo or layers declare
+        attempt = runner.run(proposed)
+    return attempt
+
+
+@dataclass(frozen=True)
+class _Runner:
+    skeleton: nn.Module
+    live: list[Tensor]
+
+    def run(self, example: Example) -> Attempt:
+        trace = follow_pixels(
+            self.skeleton, example.args, example.kwargs, example.pixels, self.live
+        )
+        return Attempt(self.skeleton, example, trace)
+
+
+def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:
+    name = type(model).__name__
+    for trace in failures:
+        if trace.looked_up:
+            return (
+                f"{name} looks its input up in {trace.looked_up!r}, so it takes indices, not "
+                "pixels: pass the inputs that hold pixels as example_inputs=…"
+            )
+    error = failures[0].ended
+    message = str(error).strip().partition("\n")[0] or type(error).__name__
+    inputs = "the inputs guessed for it" if guess else "the example_inputs given"
+    return (
+        f"{name} could not be run on {inputs} ({message}): pass example_inputs=… as its forward "
+        "takes them, or name its first layers with stems=[…]"
+    )

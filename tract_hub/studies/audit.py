@@ -1,0 +1,129 @@
+"""Run the locator over a whole model zoo and report what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from datetime import datetime, timezone
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tract_hub.errors import TractError
+from tract_hub.studies.audit_model import Record, audit_model, models_of
+from tract_hub.studies.audit_report import markdown, summary
+
+ZOOS = ("timm", "huggingface", "torchvision")
+_MODELS_A_PROCESS = 200
+_PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers")
+
+
+def audit(
+    zoo: Annotated[str, typer.Argument(help="timm, huggingface or torchvision")],
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("docs/audit"),
+    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="seconds for one model")] = 120.0,
+    only: Annotated[str, typer.Option(help="a pattern of names, such as 'vit_*'")] = "*",
+) -> None:
+    """Find the first layers of every model of a zoo, and write a table and JSON.
+
+    An audit that was interrupted goes on where it stopped.
+    """
+    if zoo not in ZOOS:
+        raise TractError(f"there is no zoo {zoo!r}: choose one of {', '.join(ZOOS)}")
+    names = [name for name in models_of(zoo) if fnmatch(name, only)]
+    if not names:
+        raise TractError(f"no model of {zoo} is called {only!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
+    write_results(zoo, records, out)
+    Console().print(summary(records))
+
+
+def run_audit(zoo: str, names: list[str], partial: Path, jobs: int, limit: float) -> list[Record]:
+    """Audit models in parallel; return one record a model, in the order of the names.
+
+    Args:
+        zoo: where the models are from.
+        names: their names.
+        partial: a file that gets one line for each model that is done, to resume from.
+        jobs: number of processes.
+        limit: seconds for one model.
+
+    Raises:
+        TractError: the file was written with other versions of the packages.
+
+    """
+    done = {record["name"]: record for record in _resumed(partial)}
+    left = [name for name in names if name not in done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with partial.open("a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            _append(file.fileno(), {"versions": versions()})
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"audit {zoo}", total=len(names), completed=len(done))
+            for record in _in_parallel(zoo, left, jobs, limit):
+                done[record["name"]] = record
+                _append(file.fileno(), record)
+                progress.advance(task)
+    return [done[name] for name in names]
+
+
+def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterator[Record]:
+    # Processes are replaced now and then: some models leave caches behind.
+    share = _MODELS_A_PROCESS * jobs
+    for start in range(0, len(names), share):
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            batch = names[start : start + share]
+            futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
+            yield from (future.result() for future in as_completed(futures))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def write_results(zoo: str, records: list[Record], out: Path) -> None:
+    """Write ``zoo.json`` and ``zoo.md``, and remove what an interrupted run would need."""
+    date = datetime.now(timezone.utc).date().isoformat()
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    head = json.dumps({"zoo": zoo, "date": date, "versions": versions()})
+    text = f'{head[:-1]}, "models": [\n{lines}\n]}}\n'
+    (out / f"{zoo}.json").write_text(text, encoding="utf-8")
+    (out / f"{zoo}.md").write_text(markdown(zoo, date, versions(), records), encoding="utf-8")
+    (out / f"{zoo}.partial.jsonl").unlink(missing_ok=True)
+
+
+def _resumed(partial: Path) -> list[Record]:
+    if not partial.exists() or not partial.stat().st_size:
+        return []
+    complete = partial.read_text(encoding="utf-8").rpartition("\n")[0]
+    partial.write_text(f"{complete}\n" if complete else "", encoding="utf-8")  # a line cut short
+    if not complete:
+        return []
+    head, *records = map(json.loads, complete.splitlines())
+    if head.get("versions") != versions():
+        raise TractError(
+            f"{partial} was written with other versions ({head.get('versions')}): "
+            "remove it, or choose another folder with --out"
+        )
+    return records
+
+
+def _append(descriptor: int, record: Record) -> None:
+    """Append one line at once: whoever reads the file sees all of it or nothing."""
+    os.write(descriptor, f"{json.dumps(record, ensure_ascii=False)}\n".encode())

@@ -1,0 +1,175 @@
+"""Say what the first layers of a model are, and what TrAct would cost there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tract_hub.adapters.attempts import follow
+from tract_hub.adapters.dataflow import Trace
+from tract_hub.adapters.locator import locate, stems_of
+from tract_hub.adapters.skeleton import meta_skeleton
+from tract_hub.method.patches import count_rows
+from tract_hub.stem import Stem
+from tract_hub.studies.named_models import model_named
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What TrAct adds to one training step.
+
+    Attributes:
+        flops: of the Gram matrix, its factor and the two triangular solves.
+        share: of the ordinary step's FLOPs, taken as three forwards.
+        bytes: of the Gram matrix and its factor, in float32.
+
+    """
+
+    flops: int
+    share: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What there is to say about a model.
+
+    Attributes:
+        stems: its first layers.
+        costs: of each of them.
+        inputs: shapes of the pixels that the FLOPs are for.
+        warnings: what a user should know.
+
+    """
+
+    stems: tuple[Stem, ...]
+    costs: tuple[Cost, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    warnings: tuple[str, ...]
+
+
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="a timm name, torchvision:NAME, or a Transformers type or folder")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show the first layers of a model, and what TrAct would cost there. Needs no weights."""
+    found = inspect_model(model_named(model))
+    if as_json:
+        typer.echo(json.dumps({"model": model, **as_data(found)}, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(_table(model, found))
+    for warning in found.warnings:
+        console.print(f"[yellow]Warning:[/yellow] {warning}", soft_wrap=True)
+
+
+def inspect_model(model: nn.Module) -> Inspection:
+    """Locate the first layers of a model and count what TrAct would add to its training step.
+
+    Raises:
+        TractError: there is none that can be treated exactly.
+
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stems = locate(model)
+    said = [str(w.message) for w in caught if w.category.__name__ == "TractWarning"]
+    said += [f"{stem.weight_name}: {note}" for stem in stems for note in stem.notes]
+    attempt = follow(model, meta_skeleton(model))
+    with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
+        again = attempt.again()
+    step = 3 * counter.get_total_flops()
+    shapes = tuple(tuple(pixels.shape) for pixels in attempt.example.pixels)
+    plain = stems_of(model, again)
+    costs = tuple(_cost(stem.weight_name, again.trace, step) for stem in plain)
+    return Inspection(stems, costs, shapes, tuple(said))
+
+
+def _cost(weight_name: str, trace: Trace, step: int) -> Cost:
+    """Sum over the weight's uses: 2·rows·n² for the Gram; n³/3 and 2·n²·m once, for m outputs."""
+    calls = [c.call for c in trace.layers if c.call and weight_name in c.parameters]
+    n, groups = calls[0].in_features, calls[0].groups
+    outputs = calls[0].weight.numel() // n // groups
+    gram = sum(2 * count_rows(call) * n**2 for call in calls)
+    flops = groups * (gram + n**3 // 3 + 2 * n**2 * outputs)
+    return Cost(flops, flops / step if step else 0.0, 2 * 4 * groups * n**2)
+
+
+def as_data(found: Inspection) -> dict[str, Any]:
+    """Return an inspection as plain data, for JSON."""
+    layers = []
+    for stem, cost in zip(found.stems, found.costs, strict=True):
+        layer = {
+            "weight": stem.weight_name,
+            "module": stem.module_name,
+            "class": type(stem.module).__name__,
+            "operation": stem.operation,
+            "geometry": stem.geometry,
+            "in_features": stem.in_features,
+            "path": list(stem.path),
+            "derived": stem.derived,
+            "uses": stem.uses,
+            "reason": stem.reason,
+            "cost": asdict(cost),
+        }
+        layers.append(layer)
+    return {
+        "first_layers": layers,
+        "inputs": [list(shape) for shape in found.inputs],
+        "warnings": list(found.warnings),
+    }
+
+
+def _table(name: str, found: Inspection) -> Table:
+    shapes = ", ".join("×".join(map(str, shape)) for shape in found.inputs)
+    table = Table(title=f"First layers of {name}, input {shapes}", title_justify="left")
+    for column in (
+        "weight",
+        "layer",
+        "n",
+        "from the pixels",
+        "derived",
+        "cost of a step",
+        "memory",
+    ):
+        table.add_column(column, overflow="fold")
+    for stem, cost in zip(found.stems, found.costs, strict=True):
+        table.add_row(
+            f"[bold]{stem.weight_name}[/bold]\n{_in_words(stem)}",
+            str(stem.in_features),
+            _shortened(stem.path),
+            f"{cost.flops / 1e9:.3g} GFLOP, {100 * cost.share:.2g} %",
+            _size(cost.bytes),
+        )
+    return table
+
+
+def _in_words(stem: Stem) -> str:
+    words = f"{type(stem.module).__name__}: {stem.operation} {stem.geometry}".rstrip()
+    if stem.derived:
+        words += ", derived weight"
+    return words if stem.uses == 1 else f"{words}, used {stem.uses} times"
+
+
+def _shortened(path: tuple[str, ...], most: int = 8) -> str:
+    if len(path) > most:
+        path = (*path[: most // 2], f"… {len(path) - most} more …", *path[-most // 2 :])
+    return " → ".join(path) or "directly"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
