@@ -9,6 +9,7 @@ from typing import Any
 
 from tract_hub.errors import TractError
 
+ABOUT = "The exact TrAct gradient for the first layer of any vision model."
 # To add a command: a module of this name in tract_hub/commands with a function of this name.
 COMMANDS = ("compare",)
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -19,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Args:
         arguments: instead of ``sys.argv[1:]``.
+
     """
     try:
         app = _app()
@@ -33,13 +35,12 @@ def _app() -> Any:
     import typer
 
     app = typer.Typer(
-        help="The exact TrAct gradient for the first layer of any vision model.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
     # Without a callback, typer turns a single command into the whole program.
-    app.callback()(_callback)
+    app.callback(help=ABOUT)(_callback)
     for name in COMMANDS:
         module = importlib.import_module(f"tract_hub.commands.{name}")
         app.command(name)(getattr(module, name))
@@ -47,7 +48,7 @@ def _app() -> Any:
 
 
 def _callback() -> None:
-    """The exact TrAct gradient for the first layer of any vision model."""
+    """Do nothing before a command."""
 
 
 def _run(app: Any, arguments: list[str]) -> int:

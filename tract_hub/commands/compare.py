@@ -4,48 +4,73 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from tract_hub.errors import SettingsError
 
-# typer reads these at run time on Python 3.10, where `X | None` inside Annotated is a string.
-Text = Optional[str]  # noqa: UP007, UP045
-Whole = Optional[int]  # noqa: UP007, UP045
-Real = Optional[float]  # noqa: UP007, UP045
-Several = Optional[list[str]]  # noqa: UP007, UP045
 MODEL, DATA, TRAINING, RUNNING = "Model", "Data", "Training", "Running"
 
 
+def _option(text: str, panel: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
 def compare(
-    recipe: Annotated[str, typer.Option(help="Named starting values: digits-vit or cifar-resnet.")]
-    = "digits-vit",
-    model: Annotated[Text, typer.Option(help="timm name, or a folder with a Hugging Face config.json.", rich_help_panel=MODEL)] = None,
-    model_arg: Annotated[Several, typer.Option(help="key=value for timm.create_model; repeatable.", rich_help_panel=MODEL)] = None,
-    stem: Annotated[Text, typer.Option(help="published, or cifar: 3 × 3 stride 1, max-pool kept.", rich_help_panel=MODEL)] = None,
-    data: Annotated[Text, typer.Option(help="digits, an image folder, parquet, a saved dataset, or a hub name.", rich_help_panel=DATA)] = None,
-    image_size: Annotated[Whole, typer.Option(help="Side in pixels [the images' own, or else the model's].", rich_help_panel=DATA)] = None,
-    channels: Annotated[Whole, typer.Option(help="Convert the images to 1 (grey) or 3 (RGB) channels.", rich_help_panel=DATA)] = None,
-    augment: Annotated[Text, typer.Option(help="none, or crop-flip.", rich_help_panel=DATA)] = None,
-    max_train: Annotated[Whole, typer.Option(help="At most so many training images.", rich_help_panel=DATA)] = None,
-    max_test: Annotated[Whole, typer.Option(help="At most so many test images.", rich_help_panel=DATA)] = None,
-    lam: Annotated[Several, typer.Option(help="TrAct's λ; several (0.1,0.05 or repeated) are an arm each.", rich_help_panel=TRAINING)] = None,
-    optimizer: Annotated[Text, typer.Option(help="adam, adamw, sgd, or a timm optimizer.", rich_help_panel=TRAINING)] = None,
-    lr: Annotated[Real, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = None,
-    momentum: Annotated[Real, typer.Option(help="Of sgd.", rich_help_panel=TRAINING)] = None,
-    weight_decay: Annotated[Real, typer.Option(help="As the optimizer defines it.", rich_help_panel=TRAINING)] = None,
-    schedule: Annotated[Text, typer.Option(help="cosine, linear or constant.", rich_help_panel=TRAINING)] = None,
-    warmup_epochs: Annotated[Real, typer.Option(help="Linear warm-up, in epochs.", rich_help_panel=TRAINING)] = None,
-    label_smoothing: Annotated[Real, typer.Option(help="Of the training loss.", rich_help_panel=TRAINING)] = None,
-    epochs: Annotated[Whole, typer.Option(help="Passes over the training images.", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[Whole, typer.Option(help="Images a step, all processes together.", rich_help_panel=TRAINING)] = None,
-    seeds: Annotated[Several, typer.Option(help="0,1,2 or 0-4 or repeated: each trains every arm once.", rich_help_panel=TRAINING)] = None,
-    device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=RUNNING)] = None,
-    precision: Annotated[Text, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=RUNNING)] = None,
-    workers: Annotated[Whole, typer.Option(help="Processes that read images.", rich_help_panel=RUNNING)] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for runs and results [tract-hub-runs/compare-FINGERPRINT].", rich_help_panel=RUNNING)] = None,  # noqa: UP007, UP045
-) -> None:  # fmt: skip
+    recipe: Annotated[
+        str, typer.Option(help="Named starting values: digits-vit or cifar-resnet.")
+    ] = "digits-vit",
+    model: Annotated[
+        str | None, _option("timm name, or a folder with a Hugging Face config.json.", MODEL)
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None, _option("key=value for timm.create_model; repeatable.", MODEL)
+    ] = None,
+    stem: Annotated[
+        str | None, _option("published, or cifar: 3 × 3 stride 1, max-pool kept.", MODEL)
+    ] = None,
+    data: Annotated[
+        str | None,
+        _option("digits, an image folder, parquet, a saved dataset, or a hub name.", DATA),
+    ] = None,
+    image_size: Annotated[
+        int | None, _option("Side in pixels [the images' own, or else the model's].", DATA)
+    ] = None,
+    channels: Annotated[
+        int | None, _option("Convert the images to 1 (grey) or 3 (RGB) channels.", DATA)
+    ] = None,
+    augment: Annotated[str | None, _option("none, or crop-flip.", DATA)] = None,
+    max_train: Annotated[int | None, _option("At most so many training images.", DATA)] = None,
+    max_test: Annotated[int | None, _option("At most so many test images.", DATA)] = None,
+    lam: Annotated[
+        list[str] | None,
+        _option("TrAct's λ; several (0.1,0.05 or repeated) are an arm each.", TRAINING),
+    ] = None,
+    optimizer: Annotated[
+        str | None, _option("adam, adamw, sgd, or a timm optimizer.", TRAINING)
+    ] = None,
+    lr: Annotated[float | None, _option("Peak learning rate.", TRAINING)] = None,
+    momentum: Annotated[float | None, _option("Of sgd.", TRAINING)] = None,
+    weight_decay: Annotated[float | None, _option("As the optimizer defines it.", TRAINING)] = None,
+    schedule: Annotated[str | None, _option("cosine, linear or constant.", TRAINING)] = None,
+    warmup_epochs: Annotated[float | None, _option("Linear warm-up, in epochs.", TRAINING)] = None,
+    label_smoothing: Annotated[float | None, _option("Of the training loss.", TRAINING)] = None,
+    epochs: Annotated[int | None, _option("Passes over the training images.", TRAINING)] = None,
+    batch_size: Annotated[
+        int | None, _option("Images a step, all processes together.", TRAINING)
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, _option("0,1,2 or 0-4 or repeated: each trains every arm once.", TRAINING)
+    ] = None,
+    device: Annotated[str | None, _option("auto, cpu, cuda, cuda:1, mps.", RUNNING)] = None,
+    precision: Annotated[str | None, _option("fp32, bf16 or fp16.", RUNNING)] = None,
+    workers: Annotated[int | None, _option("Processes that read images.", RUNNING)] = None,
+    out: Annotated[
+        Path | None,
+        _option("Folder for runs and results [tract-hub-runs/compare-FINGERPRINT].", RUNNING),
+    ] = None,
+) -> None:
     """Train a model with and without TrAct from the same seeds, and show what TrAct gained.
 
     Without options: a small ViT on scikit-learn's digits, in under three minutes on two cores.

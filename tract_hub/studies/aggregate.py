@@ -22,6 +22,7 @@ class Curve:
     Args:
         mean: over seeds.
         spread: sample standard deviation over seeds; 0 for a single seed.
+
     """
 
     mean: tuple[float, ...]
@@ -46,6 +47,7 @@ class ArmSummary:
             the ordinary arm of that seed, or None.
         step_seconds: median time of a training step.
         overhead: the step time divided by the ordinary arm's.
+
     """
 
     arm: Arm
@@ -73,6 +75,7 @@ class Comparison:
     Args:
         target: the ordinary arm's mean accuracy after its last epoch, or None when it diverged.
         arms: the ordinary one first.
+
     """
 
     target: float | None
@@ -100,6 +103,7 @@ def compare_runs(runs: Sequence[RunRecord], timing: Mapping[str, Any]) -> Compar
 
     Raises:
         UnpairedRunsError: the arms of a seed are no fair pair.
+
     """
     check_paired(runs)
     arms = list(dict.fromkeys(run.arm for run in runs))

@@ -50,8 +50,9 @@ def compare(settings: CompareSettings, console: Console, progress_console: Conso
 
     Raises:
         TractError: the model, the data or a setting cannot be used.
+
     """
-    study, stem = _study(settings)
+    study, stem = make_study(settings)
     main = study.accelerator.is_main_process
     store = _store(study)
     if main:
@@ -72,7 +73,18 @@ def arms_of(settings: CompareSettings) -> list[Arm]:
 
 
 def _study(settings: CompareSettings) -> tuple[Study, Any]:
-    """Check everything that can be checked before any training."""
+    """Check everything that can be checked before any training.
+
+    Args:
+        settings: all choices.
+
+    Returns:
+        What all runs share, and the first layer that was found.
+
+    Raises:
+        TractError: the model, the data or a setting cannot be used.
+
+    """
     check_optimizer(settings.optimizer)
     source = load_source(settings.data, settings.channels, settings.max_train, settings.max_test)
     plan = plan_model(settings, source)
@@ -114,7 +126,7 @@ def _all_runs(study: Study, store: Store, console: Console) -> list[RunRecord]:
     main = study.accelerator.is_main_process
     if missing and main:
         store.forget_results()
-    per_run = settings.epochs * (len(study.data.train) // settings.batch_size)
+    per_run = settings.epochs * study.steps_per_epoch
     made: dict[tuple[Arm, int], RunRecord] = {}
     with make_progress(console, len(missing), len(missing) * per_run, main) as progress:
         for arm, seed in missing:
@@ -141,8 +153,7 @@ def _one_run(study: Study, store: Store, arm: Arm, seed: int, progress: Progress
     if study.accelerator.is_main_process:
         store.save(run)
     study.accelerator.free_memory()
-    per_epoch = len(study.data.train) // study.settings.batch_size
-    progress.run_ended((study.settings.epochs - len(run.epochs)) * per_epoch)
+    progress.run_ended((study.settings.epochs - len(run.epochs)) * study.steps_per_epoch)
     return run
 
 

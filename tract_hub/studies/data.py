@@ -32,6 +32,7 @@ class Images(Dataset[Batch]):
         split: images and labels.
         augment: applied to each image, or None.
         seed: of the augmentation.
+
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Prepared:
         mean: of the training images by channel, pixels in [0, 1].
         std: their deviation.
         in_memory: whether all images were decoded once.
+
     """
 
     source: Source
@@ -127,6 +129,7 @@ def prepare(source: Source, size: int) -> Prepared:
 
     Raises:
         DataError: an image cannot be read.
+
     """
     bytes_needed = (len(source.train) + len(source.test)) * source.channels * size**2
     in_memory = bytes_needed <= MEMORY_LIMIT
@@ -143,7 +146,8 @@ def _resized(split: Split, size: int) -> Split:
         if tuple(image.shape[1:]) == (size, size):
             return image
         image = v2.functional.resize(image, [size], antialias=True)
-        return v2.functional.center_crop(image, [size, size])
+        cropped: Tensor = v2.functional.center_crop(image, [size, size])
+        return cropped
 
     return Split(split.name, read, split.labels)
 
@@ -176,10 +180,13 @@ def augmentation(name: str, size: int) -> Callable[[Tensor], Tensor] | None:
         name: ``"none"``, or ``"crop-flip"``: a random crop after padding by an eighth of the
             side, and a horizontal flip of every second image.
         size: side in pixels.
+
     """
     if name == "none":
         return None
-    return v2.Compose([v2.RandomCrop(size, padding=max(1, size // 8)), v2.RandomHorizontalFlip()])
+    crop = v2.RandomCrop(size, padding=max(1, size // 8))
+    augment: Callable[[Tensor], Tensor] = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    return augment
 
 
 def train_loader(
@@ -196,6 +203,7 @@ def train_loader(
 
     Raises:
         SettingsError: the batch is larger than the training set.
+
     """
     if batch_size > len(data.train):
         raise SettingsError(
@@ -223,7 +231,8 @@ def test_loader(data: Prepared, batch_size: int, workers: int | None) -> DataLoa
     )
 
 
-def _as_fetched(batch: Batch) -> Batch:
+def _as_fetched(batch: Any) -> Any:
+    """Leave a batch as ``__getitems__`` gave it: stacked already."""
     return batch
 
 

@@ -22,6 +22,7 @@ def make_accelerator(device: str, precision: str, batch_size: int) -> Any:
 
     Raises:
         SettingsError: no such device here, or it cannot do this.
+
     """
     if device != "auto":
         _check_there(device)

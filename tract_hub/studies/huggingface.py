@@ -27,6 +27,7 @@ def huggingface_builder(
 
     Raises:
         ModelError: no config, another library's weights, or weights for other channels.
+
     """
     config = _config(folder)
     weighted = any(folder.glob("*.safetensors"))

@@ -29,6 +29,7 @@ def identity_of(
         size: of the model's images, in pixels.
         start: digest of the model's weights at the first seed.
         accelerator: tells device and processes.
+
     """
     return {
         "settings": settings.of_a_run() | {"image_size": size},

@@ -31,6 +31,7 @@ class ModelPlan:
         channels: of its input images.
         build: makes a fresh model from the current random state, on the CPU.
         remarks: what was fitted, in words.
+
     """
 
     name: str
@@ -63,6 +64,7 @@ def plan_model(settings: CompareSettings, source: Source) -> ModelPlan:
 
     Raises:
         ModelError: no such model, or it does not run on these images.
+
     """
     builder = _builder(settings, source)
     native = source.native_size()

@@ -13,6 +13,7 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
         name: what was asked for.
         known: the names that exist.
         count: how many to offer at most.
+
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=count, cutoff=0.4)

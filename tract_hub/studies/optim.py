@@ -35,10 +35,11 @@ def make_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.O
 
     Raises:
         SettingsError: no such optimizer, or it cannot be made.
+
     """
     name = settings.optimizer.lower()
     check_optimizer(name)
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     parameters = list(model.parameters())
     if name == "adam":
         return torch.optim.Adam(parameters, **common)
@@ -75,6 +76,7 @@ def make_schedule(
         optimizer: whose learning rates it sets.
         settings: schedule, warm-up and epochs.
         steps_per_epoch: optimizer steps in an epoch.
+
     """
     from transformers import get_scheduler
 

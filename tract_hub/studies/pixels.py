@@ -23,6 +23,7 @@ class Kind:
     Args:
         channels: 1 (grey) or 3 (RGB).
         lossy: whether dropping colours or transparency was asked for.
+
     """
 
     channels: int
@@ -39,6 +40,7 @@ def pixels(entry: dict[str, Any], kind: Kind, which: str) -> Tensor:
 
     Raises:
         DataError: it cannot be read, or has other channels than the data set.
+
     """
     from torchvision.transforms.v2 import functional
 

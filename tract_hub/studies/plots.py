@@ -33,13 +33,15 @@ def draw(comparison: Comparison, runs: Sequence[RunRecord], title: str, classes:
         runs: where the filters come from: each arm's first seed that finished.
         title: above everything.
         classes: how many there are; chance is one in so many.
+
     """
     shown = [(arm, _filters_of(arm, runs)) for arm in comparison.arms]
     height = TOP_INCHES + FILTER_ROW_INCHES * len(shown) + 0.75
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     ratios = [TOP_INCHES, height - TOP_INCHES]
-    top, bottom = figure.subfigures(2, 1, height_ratios=ratios)
+    parts: Any = figure.subfigures(2, 1, height_ratios=ratios)
+    top, bottom = parts
     top.suptitle(title, fontsize=11)
     _draw_curves(top, comparison, classes)
     _draw_filters(bottom, shown)
@@ -138,6 +140,7 @@ def filter_images(filters: Filters) -> list[NDArray[Any]]:
 
     Args:
         filters: rows of a first layer's weight.
+
     """
     return [_picture(np.array(values, dtype=float)) for values in filters.values]
 
@@ -146,9 +149,8 @@ def _picture(row: NDArray[Any]) -> NDArray[Any]:
     block = _as_image(row)
     largest = np.abs(block).max() if block.size else 0.0
     scaled = 0.5 + 0.5 * block / (largest if largest > 0 else 1.0)
-    if len(scaled) == 3:
-        return scaled.transpose(1, 2, 0)
-    return np.concatenate(list(scaled), axis=1)
+    rgb = len(scaled) == 3
+    return np.asarray(scaled.transpose(1, 2, 0) if rgb else np.concatenate(list(scaled), axis=1))
 
 
 def _as_image(row: NDArray[Any]) -> NDArray[Any]:
@@ -158,7 +160,7 @@ def _as_image(row: NDArray[Any]) -> NDArray[Any]:
     if row.ndim == 2:
         return row[:, None, :]
     # Of a video tower's filter, the first frame.
-    return row if row.ndim == 3 else row[:, 0]
+    return row if row.ndim == 3 else np.asarray(row[:, 0], dtype=float)
 
 
 def _unflattened(row: NDArray[Any]) -> NDArray[Any]:

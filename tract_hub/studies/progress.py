@@ -72,6 +72,7 @@ class Lines(Silent):
     Args:
         console: where to.
         runs: how many runs there will be.
+
     """
 
     def __init__(self, console: Console, runs: int) -> None:
@@ -104,6 +105,7 @@ class Live(Silent):
         console: a terminal.
         runs: how many runs there will be.
         steps: how many training steps in all of them.
+
     """
 
     def __init__(self, console: Console, runs: int, steps: int) -> None:
@@ -165,6 +167,7 @@ def make_progress(console: Console, runs: int, steps: int, shown: bool) -> Progr
         runs: how many runs there will be.
         steps: how many training steps in all of them.
         shown: False in all processes but the first.
+
     """
     if not shown or not runs:
         return Silent()

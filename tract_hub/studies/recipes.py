@@ -18,6 +18,7 @@ class Recipe:
     Args:
         about: one line for people.
         values: fields of ``CompareSettings``.
+
     """
 
     about: str
@@ -40,7 +41,7 @@ RECIPES: dict[str, Recipe] = {
             "optimizer": "adam",
             # The best of ordinary training on a small grid: scripts/choose_default_lr.py.
             "lr": 3e-3,
-            "epochs": 15,
+            "epochs": 20,
             "batch_size": 64,
             "seeds": (0, 1, 2),
         },
@@ -79,6 +80,7 @@ def build_settings(recipe: str, overrides: Mapping[str, Any]) -> CompareSettings
 
     Raises:
         SettingsError: no such recipe, or a value that makes no sense.
+
     """
     if recipe not in RECIPES:
         raise SettingsError(f"no recipe {recipe!r}; {did_you_mean(recipe, RECIPES)}")

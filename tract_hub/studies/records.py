@@ -35,6 +35,7 @@ class EpochRecord:
         test_loss: mean cross-entropy over the test images, after the epoch.
         accuracy: share of the test images classified right, after the epoch.
         seconds: wall time of the training part.
+
     """
 
     epoch: int
@@ -56,6 +57,7 @@ class Filters:
         weight: the parameter's name.
         rows: which of its output channels, the same in every arm.
         values: nested lists of their values, as the weight is shaped.
+
     """
 
     weight: str
@@ -75,6 +77,7 @@ class RunRecord:
         start: digest of the initial weights and buffers.
         batches: digest of all training pixels and labels in the order in which they were seen.
         filters: of the first layer, after training.
+
     """
 
     arm: Arm
@@ -87,7 +90,8 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types; losses that are no number become None."""
-        return _finite_or_none(asdict(self))
+        data: dict[str, Any] = _finite_or_none(asdict(self))
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunRecord:
@@ -95,6 +99,7 @@ class RunRecord:
 
         Raises:
             KeyError, TypeError, ValueError: the data are something else.
+
         """
         return cls(
             arm=Arm(**data["arm"]),

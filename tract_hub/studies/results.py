@@ -36,6 +36,7 @@ def results_json(
         comparison: their summary.
         timing: the step times.
         facts: settings, versions, device, command.
+
     """
     return {
         **facts,

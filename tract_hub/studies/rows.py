@@ -35,6 +35,7 @@ def load_rows(name: str, channels: int | None) -> Source:
 
     Raises:
         DataError: nothing there, or nothing with images and labels.
+
     """
     shown = shown_name(name)
     splits = _opened(name)

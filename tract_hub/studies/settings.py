@@ -52,6 +52,7 @@ class CompareSettings:
 
     Raises:
         SettingsError: a value makes no sense.
+
     """
 
     recipe: str

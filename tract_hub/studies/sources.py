@@ -29,6 +29,7 @@ def load_source(
 
     Raises:
         DataError: nothing there, unreadable, one class, or an empty split.
+
     """
     source = _digits(channels or 1) if name == "digits" else load_rows(name, channels)
     train = at_most(source.train, max_train)
@@ -53,7 +54,7 @@ def _check(source: Source) -> None:
     for split in (source.train, source.test):
         if not len(split):
             raise DataError(f"the {split.name} split of {source.name} is empty; give it images")
-    found = source.train.labels.unique().tolist()
+    found = sorted(set(source.train.labels.tolist()))
     if len(found) < 2:
         raise DataError(
             f"the {len(source.train)} training images of {source.name} are all of one class; "

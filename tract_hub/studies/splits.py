@@ -22,6 +22,7 @@ class Split:
         name: ``"train"`` or ``"test"``, for messages.
         read: gives image i as uint8, channels × height × width.
         labels: class indices, int64, one an image.
+
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
         test: what accuracy is measured on.
         classes: names of the classes, in the order of the labels.
         channels: of every image.
+
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source:
 
 
 def at_most(split: Split, count: int | None) -> Split:
+    """Return so many images of a split, drawn the same way every time; None: all."""
     if count is None or count >= len(split):
         return split
     generator = torch.Generator().manual_seed(SPLIT_SEED)

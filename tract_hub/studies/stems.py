@@ -24,6 +24,7 @@ def adapt_stem(model: nn.Module, name: str) -> str:
 
     Raises:
         ModelError: the model has no such stem.
+
     """
     declared = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     stem = _module(model, declared) if isinstance(declared, str) else None

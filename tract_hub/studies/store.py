@@ -20,6 +20,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Args:
         path: in an existing folder.
         content: text (as UTF-8) or bytes.
+
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     data = content.encode() if isinstance(content, str) else content
@@ -47,6 +48,7 @@ class Store:
 
     Raises:
         SettingsError: the folder has runs of another identity, or cannot be written.
+
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -67,6 +69,7 @@ class Store:
 
         Raises:
             SettingsError: it cannot be written.
+
         """
         try:
             (self.folder / "runs").mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ class Cells:
         title: above it.
         head: one a column.
         rows: as many cells each.
+
     """
 
     title: str
@@ -149,6 +150,7 @@ def to_markdown(title: str, tables: Sequence[Cells], command: str) -> str:
         title: of the page.
         tables: in order.
         command: as one would type it.
+
     """
     parts = [f"# {title}", f"Written by `{command}`.", *(_markdown(cells) for cells in tables)]
     return "\n\n".join([*parts, *NOTES]) + "\n"

@@ -33,6 +33,7 @@ def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
     Returns:
         ``arms``; ``seconds``, the median by arm; ``overhead``, by arm the median over rounds of
         its time divided by the ordinary arm's in the same round; ``rounds``, all times by arm.
+
     """
     steppers = [_Stepper(study, arm) for arm in arms]
     for _ in range(WARM_UPS):

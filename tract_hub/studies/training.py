@@ -34,6 +34,7 @@ class Study:
         plan: makes the model.
         stem: the first layer's name in ``model.named_parameters()``, whose filters are kept.
         accelerator: an ``accelerate.Accelerator``.
+
     """
 
     settings: CompareSettings
@@ -41,6 +42,11 @@ class Study:
     plan: ModelPlan
     stem: str
     accelerator: Any
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return len(self.data.train) // self.settings.batch_size
 
 
 def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
@@ -50,6 +56,7 @@ def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
         study: makes the model.
         arm: TrAct is enabled when it has a λ.
         seed: of the weights.
+
     """
     from accelerate.utils import set_seed
 
@@ -70,6 +77,7 @@ def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecor
         arm: ordinary, or TrAct.
         seed: of weights, batches, augmentation and dropout.
         progress: is told of every step.
+
     """
     run = _Run(study, arm, seed)
     epochs: list[EpochRecord] = []
@@ -193,6 +201,7 @@ def extend_digest(seen: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         seen: int64 scalar.
         images: uint8, batch × channels × height × width.
         labels: int64, batch.
+
     """
     places = torch.arange(1, len(labels) + 1, device=labels.device)
     pixels = images.flatten(1).sum(1, dtype=torch.int64)
