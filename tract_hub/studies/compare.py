@@ -72,7 +72,7 @@ def arms_of(settings: CompareSettings) -> list[Arm]:
     return [ORDINARY, *(Arm(lam) for lam in settings.lams)]
 
 
-def _study(settings: CompareSettings) -> tuple[Study, Any]:
+def make_study(settings: CompareSettings) -> tuple[Study, Any]:
     """Check everything that can be checked before any training.
 
     Args:

@@ -168,5 +168,5 @@ def _unflattened(row: NDArray[Any]) -> NDArray[Any]:
     for channels in (3, 1):
         side = math.isqrt(len(row) // channels)
         if side * side * channels == len(row):
-            return row.reshape(side, side, channels).transpose(2, 0, 1)
+            return np.asarray(row.reshape(side, side, channels).transpose(2, 0, 1))
     return row[None, None, :]
