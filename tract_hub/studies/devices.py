@@ -24,11 +24,11 @@ def make_accelerator(device: str, precision: str, batch_size: int) -> Any:
         SettingsError: no such device here, or it cannot do this.
 
     """
+    if device.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError(f"--device {device} is one device; a launcher's processes need auto")
     if device != "auto":
         _check_there(device)
-        # Accelerate's own way to name a device; a launcher's processes choose theirs.
-        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", device)
-    accelerator = _accelerator(device == "cpu", precision)
+    accelerator = _accelerator(device, precision)
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if batch_size % accelerator.num_processes:
@@ -39,13 +39,18 @@ def make_accelerator(device: str, precision: str, batch_size: int) -> Any:
     return accelerator
 
 
-def _accelerator(cpu: bool, precision: str) -> Any:
+def _accelerator(device: str, precision: str) -> Any:
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration
+    from accelerate.utils import DataLoaderConfiguration, patch_environment
 
     loading = DataLoaderConfiguration(split_batches=True)
+    # Accelerate's own way to name a device.
+    named = {} if device in ("auto", "cpu") else {"ACCELERATE_TORCH_DEVICE": device}
     try:
-        return Accelerator(cpu=cpu, mixed_precision=MIXED[precision], dataloader_config=loading)
+        with patch_environment(**named):
+            return Accelerator(
+                cpu=device == "cpu", mixed_precision=MIXED[precision], dataloader_config=loading
+            )
     except (ValueError, ImportError) as error:
         message = str(error).strip().splitlines()[0]
         raise SettingsError(f"--precision {precision} does not work here: {message}") from error

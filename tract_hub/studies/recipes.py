@@ -41,7 +41,7 @@ RECIPES: dict[str, Recipe] = {
             "optimizer": "adam",
             # The best of ordinary training on a small grid: scripts/choose_default_lr.py.
             "lr": 3e-3,
-            "epochs": 20,
+            "epochs": 15,
             "batch_size": 64,
             "seeds": (0, 1, 2),
         },

@@ -89,11 +89,16 @@ def _open(name: str) -> dict[str, Any]:
 
 def _open_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
     from datasets import load_dataset
+    from pyarrow.parquet import ParquetFile
 
     for paths in files.values():
         wrong = [path.name for path in paths if path.suffix != ".parquet"]
         if wrong:
             raise DataError(f"{wrong[0]} is no parquet file; pass one, or a folder of images")
+    for split, paths in files.items():
+        # datasets calls a split without rows an instruction that corresponds to no data.
+        if not sum(ParquetFile(path).metadata.num_rows for path in paths):
+            raise DataError(f"the {split} split in {paths[0].name} is empty; give it images")
     names = {split: [str(path) for path in paths] for split, paths in files.items()}
     return dict(load_dataset("parquet", data_files=names))
 
