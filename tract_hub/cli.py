@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from tract_hub.errors import TractError
 
@@ -53,25 +53,24 @@ def _callback() -> None:
 
 def _run(app: Any, arguments: list[str]) -> int:
     try:
-        return int(app(arguments, standalone_mode=False, prog_name="tract-hub") or 0)
+        status = int(app(arguments, standalone_mode=False, prog_name="tract-hub") or 0)
     except TractError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tract_hub"):
             raise
         _fail(f"this needs the package {error.name}: pip install 'tract-hub[studies]'")
-    except KeyboardInterrupt:
-        _fail(
-            "interrupted; the same command again goes on from the runs that are done", INTERRUPTED
-        )
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         _fail(f"{error.format_message()} (tract-hub --help lists what there is)")
-    return 0
+    # typer turns Ctrl-C into this status.
+    if status == INTERRUPTED:
+        _fail("interrupted; the same command again goes on from the runs that are done", status)
+    return status
 
 
-def _fail(message: str, status: int = BAD_INPUT) -> None:
+def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
     """Print one line, from one process of a launcher's many, and exit."""
     if os.environ.get("RANK", "0") == "0":
         print("tract-hub: " + " ".join(message.split()), file=sys.stderr)

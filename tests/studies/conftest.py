@@ -11,10 +11,12 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 # One block of width 16 on 8-pixel digits: an epoch takes a fraction of a second.
+ONE_SEED = ["--seeds", "0"]
+TWO_SEEDS = ["--seeds", "0,1"]
 TINY = (
     "--image-size 8 --model-arg patch_size=4 --model-arg embed_dim=16 --model-arg depth=1 "
     "--model-arg num_heads=2 --epochs 2 --batch-size 32 --max-train 128 --max-test 64 "
-    "--seeds 0,1 --device cpu"
+    "--device cpu"
 ).split()
 
 
@@ -23,9 +25,14 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No network, no cache from another day, no run folder in the checkout."""
     import datasets
 
+    from tract_hub.studies import timing
+
     cache = tmp_path_factory.mktemp("datasets-cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    # Two steps tell as much about the command as sixty.
+    monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
+    monkeypatch.setattr(timing, "MOST_ROUNDS", 2)
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 import tract_hub
-from tests.studies.conftest import TINY
+from tests.studies.conftest import ONE_SEED, TINY, TWO_SEEDS
 from tract_hub.cli import main
 from tract_hub.studies import compare as compare_module
 from tract_hub.studies.compare import arms_of, make_study
@@ -29,7 +29,7 @@ TINY_ARGUMENTS = (("depth", 1), ("embed_dim", 16), ("num_heads", 2), ("patch_siz
 def tiny_study(**changes: object):
     given = {
         "image_size": 8, "model_args": TINY_ARGUMENTS, "epochs": 2, "batch_size": 32,
-        "max_train": 128, "max_test": 64, "seeds": (0, 1), "device": "cpu",
+        "max_train": 128, "max_test": 64, "device": "cpu",
     }  # fmt: skip
     return make_study(build_settings("digits-vit", {**given, **changes}))[0]
 
@@ -108,7 +108,7 @@ def test_the_digest_of_batches_tells_orders_apart():
 
 def test_results_are_complete_and_hold_no_path(tmp_path, capsys):
     out = tmp_path / "results"
-    assert run_main(*TINY, "--lam", "0.1,0.3", "--out", str(out)) == 0
+    assert run_main(*TINY, *TWO_SEEDS, "--lam", "0.1,0.3", "--out", str(out)) == 0
     assert "What TrAct gained" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -153,7 +153,7 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
 
 def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_main(*TINY, "--out", str(whole)) == 0
+    assert run_main(*TINY, *TWO_SEEDS, "--out", str(whole)) == 0
     trained = []
     original = compare_module.train_run
 
@@ -165,7 +165,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
 
     monkeypatch.setattr(compare_module, "train_run", interrupted)
     capsys.readouterr()
-    assert run_main(*TINY, "--out", str(parts)) == 130
+    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (parts / "results.json").exists()
     assert len(list((parts / "runs").glob("*.json"))) == 3
@@ -177,19 +177,19 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
         "train_run",
         lambda study, arm, seed, p: again.append((arm, seed)) or original(study, arm, seed, p),
     )
-    assert run_main(*TINY, "--out", str(parts)) == 0
+    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert "resuming: 3 of 4" in capsys.readouterr().out
     assert len(again) == 1
     assert not set(again) & set(trained)
     assert table(parts) == table(whole)
     # Once all is done, nothing is trained any more.
-    assert run_main(*TINY, "--out", str(parts)) == 0
+    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert len(again) == 1
 
 
 def test_kill_9_in_the_middle_of_a_run_costs_that_run_alone(tmp_path, tract_hub_process, capsys):
     out = tmp_path / "killed"
-    long = ["--epochs", "400", "--seeds", "0"]
+    long = ["--epochs", "60", *ONE_SEED]
     process = tract_hub_process("compare", *TINY, *long, "--out", str(out))
     first = out / "runs" / "ordinary-seed0.json"
     deadline = time.monotonic() + 120
@@ -209,11 +209,11 @@ def test_kill_9_in_the_middle_of_a_run_costs_that_run_alone(tmp_path, tract_hub_
 
 def test_half_a_file_is_no_finished_run(tmp_path):
     out = tmp_path / "out"
-    assert run_main(*TINY, "--seeds", "0", "--out", str(out)) == 0
+    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
     run = out / "runs" / "tract-0.1-seed0.json"
     whole = run.read_text()
     run.write_text(whole[: len(whole) // 2])
-    assert run_main(*TINY, "--seeds", "0", "--out", str(out)) == 0
+    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert json.loads(run.read_text())["start"] == json.loads(whole)["start"]
 
 
@@ -243,7 +243,7 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
         "train_run",
         lambda study, arm, seed, p: made.append((str(arm), seed)) or original(study, arm, seed, p),
     )
-    assert run_main(*TINY, "--seeds", "0", "--out", str(out)) == 0
+    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
     made.clear()
     assert run_main(*TINY, "--seeds", "0,4", "--lam", "0.1,0.2", "--out", str(out)) == 0
     assert sorted(made) == [
@@ -256,14 +256,14 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
 
 def test_without_out_a_folder_is_named_after_the_settings():
     for lr in ("0.001", "0.002"):
-        assert run_main(*TINY, "--seeds", "0", "--epochs", "1", "--lr", lr) == 0
+        assert run_main(*TINY, *ONE_SEED, "--epochs", "1", "--lr", lr) == 0
     assert len(list(Path("tract-hub-runs").glob("compare-*/results.json"))) == 2
 
 
 def test_divergence_is_reported_and_is_no_error(tmp_path, capsys):
     out = tmp_path / "out"
     diverging = ("--optimizer", "sgd", "--lr", "1e30", "--schedule", "constant")
-    assert run_main(*TINY, *diverging, "--out", str(out)) == 0
+    assert run_main(*TINY, *TWO_SEEDS, *diverging, "--out", str(out)) == 0
     shown = capsys.readouterr()
     assert "diverged at epoch 1" in (out / "table.md").read_text()
     assert "diverged at epoch 1" in shown.err
@@ -313,8 +313,8 @@ def test_images_are_resized_only_for_a_model_that_cannot_take_them():
     changes = {"model": "resnet18", "max_train": 64}
     settings = build_settings("digits-vit", changes)
     assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 8
-    settings = build_settings("digits-vit", {"model": "vit_tiny_patch16_224"})
-    assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 8
+    settings = build_settings("digits-vit", {"model": "vit_wee_patch16_reg1_gap_256"})
+    assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 256
 
 
 @pytest.mark.parametrize("terminal", [False, True])

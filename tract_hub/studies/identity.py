@@ -84,10 +84,7 @@ def command_of(settings: CompareSettings) -> str:
     ):  # fmt: skip
         value = getattr(settings, name)
         if value is not None:
-            words += [
-                f"--{name.replace('_', '-')}",
-                f"{value:g}" if isinstance(value, float) else str(value),
-            ]
+            words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--seeds", ",".join(map(str, settings.seeds))]
-    words += ["--lam", ",".join(f"{lam:g}" for lam in settings.lams)]
+    words += ["--lam", ",".join(map(str, settings.lams))]
     return shlex.join(words)
