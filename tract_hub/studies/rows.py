@@ -89,7 +89,7 @@ def _open(name: str) -> dict[str, Any]:
 
 def _open_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
     from datasets import load_dataset
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
     for paths in files.values():
         wrong = [path.name for path in paths if path.suffix != ".parquet"]
