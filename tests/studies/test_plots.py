@@ -33,13 +33,15 @@ def test_every_arm_has_a_curve_a_legend_entry_and_a_row_of_filters(monkeypatch, 
     arms = [ORDINARY, *(Arm(lam) for lam in LAMS[:count])]
     figure = drawn(monkeypatch, arms)
     accuracy, loss = figure.subfigs[0].axes
-    entries = [text.get_text() for text in accuracy.get_legend().get_texts()]
-    assert [entry.split(" (")[0] for entry in entries] == [str(arm) for arm in arms]
-    named = [line for line in accuracy.lines if not line.get_label().startswith("_")]
-    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in named}
+    entries = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
+    assert [entry.split(" (")[0] for entry in entries if "seeds" in entry] == [
+        str(arm) for arm in arms
+    ]
+    curves = [line for line in accuracy.lines if "seeds" in line.get_label()]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in curves}
     assert len(looks) == len(arms)
-    assert len({line.get_color() for line in named}) == len(arms)
-    assert len({line.get_marker() for line in named}) == len(arms)
+    assert len({line.get_color() for line in curves}) == len(arms)
+    assert len({line.get_marker() for line in curves}) == len(arms)
     for axes in (accuracy, loss):
         assert axes.get_xlabel() == "epoch"
         assert axes.get_ylabel()

@@ -225,7 +225,7 @@ def _facts(study: Study, stem: Any) -> list[tuple[str, str]]:
         ("data", f"{data.source.name}: {_counts(data)}"),
         ("normalised by", _normalisation(data)),
         ("optimizer", _optimizer(settings)),
-        ("epochs × batch", f"{settings.epochs} × {settings.batch_size}"),
+        ("training", f"{settings.epochs} epochs, batches of {settings.batch_size}"),
         ("augmentation", settings.augment),
         ("seeds", ", ".join(map(str, settings.seeds))),
         ("λ", ", ".join(f"{lam:g}" for lam in settings.lams)),

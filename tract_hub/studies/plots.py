@@ -22,7 +22,8 @@ from tract_hub.studies.records import Filters, RunRecord
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("--", "-", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
-WIDTH_INCHES, TOP_INCHES, FILTER_ROW_INCHES, DPI = 9.0, 3.9, 0.92, 160
+LEGEND: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": 9}
+WIDTH_INCHES, TOP_INCHES, FILTER_ROW_INCHES, DPI = 9.0, 4.2, 0.66, 160
 
 
 def draw(comparison: Comparison, runs: Sequence[RunRecord], title: str, classes: int) -> bytes:
@@ -36,13 +37,14 @@ def draw(comparison: Comparison, runs: Sequence[RunRecord], title: str, classes:
 
     """
     shown = [(arm, _filters_of(arm, runs)) for arm in comparison.arms]
-    height = TOP_INCHES + FILTER_ROW_INCHES * len(shown) + 0.75
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
+    height = TOP_INCHES + FILTER_ROW_INCHES * len(shown) + 0.4
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI)
+    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.98))
     FigureCanvasAgg(figure)
     ratios = [TOP_INCHES, height - TOP_INCHES]
     parts: Any = figure.subfigures(2, 1, height_ratios=ratios)
     top, bottom = parts
-    top.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=12)
     _draw_curves(top, comparison, classes)
     _draw_filters(bottom, shown)
     buffer = io.BytesIO()
@@ -61,18 +63,25 @@ def _draw_curves(figure: SubFigure, comparison: Comparison, classes: int) -> Non
         label = _label(arm)
         _draw_curve(accuracy, arm.accuracy, i, label)
         _draw_curve(loss, arm.test_loss, i, label)
-    if comparison.target is not None:
-        accuracy.axhline(comparison.target, color="#777777", linewidth=0.8, zorder=0)
-    accuracy.axhline(1 / classes, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _draw_levels(accuracy, comparison.target, 1 / classes)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set(xlabel="epoch", ylabel="test accuracy")
     loss.set(xlabel="epoch", ylabel="test loss (cross-entropy, nats)")
     for axes in (accuracy, loss):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0.5, max(len(arm.accuracy.mean) for arm in comparison.arms) + 0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
         axes.set_axisbelow(True)
-    accuracy.legend(loc="lower right", frameon=False, fontsize=9)
+    # Above both panels, where no curve can run into it.
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", **LEGEND)
+
+
+def _draw_levels(axes: Axes, target: float | None, chance: float) -> None:
+    if target is not None:
+        label = f"ordinary's final accuracy, {target:.1%}"
+        axes.axhline(target, color="#777777", linewidth=0.9, zorder=0, label=label)
+    axes.axhline(chance, color="#AAAAAA", linewidth=0.9, linestyle=":", zorder=0, label="chance")
 
 
 def _label(arm: ArmSummary) -> str:
@@ -98,6 +107,9 @@ def _draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:
         linewidth=1.6,
         label=label,
     )
+    if len(mean) == 1:
+        # A band needs two epochs.
+        axes.errorbar(epochs, mean, spread, color=colour, capsize=4, linewidth=1)
     axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
 
 
@@ -106,9 +118,8 @@ def _draw_filters(figure: SubFigure, shown: Sequence[tuple[ArmSummary, RunRecord
     columns = max((len(run.filters.rows) for run in known), default=1)
     weight = known[0].filters.weight if known else "no run finished"
     grid = figure.subplots(len(shown), columns, squeeze=False)
-    figure.suptitle(
-        f"first-layer filters after training ({weight}; same rows in every arm)", fontsize=10
-    )
+    note = "same rows in every arm, grey is zero"
+    figure.suptitle(f"first-layer filters after training ({weight}; {note})", fontsize=10)
     for i, (arm, run) in enumerate(shown):
         images = [] if run is None else filter_images(run.filters)
         for axes in grid[i]:

@@ -67,7 +67,7 @@ def gain_table(comparison: Comparison) -> Cells:
         (f"epochs to reach {goal}", [_reached(arm, target) for arm in comparison.arms]),
         ("ratio of epochs", [_ratio(arm) for arm in comparison.arms]),
         ("epochs to reach, seed by seed", [_by_seed(arm) for arm in comparison.arms]),
-        ("step time", [f"{arm.step_seconds * 1000:.3g} ms" for arm in comparison.arms]),
+        ("step time", [_milliseconds(arm.step_seconds) for arm in comparison.arms]),
         ("step time ratio", [f"{arm.overhead:.3f}" for arm in comparison.arms]),
     ]
     if any(arm.diverged for arm in comparison.arms):
@@ -82,6 +82,10 @@ def _heading(arm: ArmSummary) -> str:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.{0 if seconds >= 1 else 2}f} ms"
 
 
 def _accuracy_at(arm: ArmSummary, index: int) -> str:

@@ -16,7 +16,7 @@ from tract_hub.studies.records import Arm
 from tract_hub.studies.training import Study, fresh_model
 
 WARM_UPS = 3
-LEAST_ROUNDS, MOST_ROUNDS = 8, 60
+LEAST_ROUNDS, MOST_ROUNDS = 6, 100
 BUDGET_SECONDS = 8.0
 
 
