@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from rich.console import Console
 
@@ -40,8 +41,14 @@ def run_main(*arguments: str) -> int:
     return stop.value.code
 
 
+def numbers(folder: Path) -> list[dict[str, str]]:
+    """Return every number of results.csv, to the last digit, but the times, which vary."""
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
 def table(folder: Path) -> list[str]:
-    """Return the lines of table.md that hold results, without the times, which vary."""
+    """Return the lines of table.md without the times."""
     lines = (folder / "table.md").read_text().splitlines()
     return [line for line in lines if not line.startswith("| step time")]
 
@@ -181,6 +188,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
     assert "resuming: 3 of 4" in capsys.readouterr().out
     assert len(again) == 1
     assert not set(again) & set(trained)
+    assert numbers(parts) == numbers(whole)
     assert table(parts) == table(whole)
     # Once all is done, nothing is trained any more.
     assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
@@ -218,19 +226,24 @@ def test_half_a_file_is_no_finished_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [("--lr", "0.01"), ("--max-train", "96"), ("--precision", "bf16")]
+    ("change", "difference"),
+    [
+        ("--lr 0.01", "(settings.lr 0.003 there, 0.01 now)"),
+        ("--epochs 3", "(settings.epochs 2 there, 3 now)"),
+        ("--precision bf16", "(settings.precision fp32 there, bf16 now)"),
+        ("--max-train 96", "data.train_images 128 there, 96 now"),
+    ],
 )
-def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys, change):
+def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys, change, difference):
     out = tmp_path / "out"
     out.mkdir()
     identity = compare_module._store(tiny_study(out=out)).identity
     (out / "identity.json").write_text(json.dumps(identity))
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert run_main(*TINY, *change, "--out", str(out)) == 2
+    assert run_main(*TINY, *change.split(), "--out", str(out)) == 2
     line = capsys.readouterr().err
     assert "holds runs made with other settings" in line
+    assert difference in line
     assert "pass another --out" in line
 
 

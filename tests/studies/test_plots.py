@@ -15,7 +15,9 @@ LAMS = (0.05, 0.1, 0.2)
 
 def drawn(monkeypatch, arms) -> Figure:
     runs = [run(arm, seed, [0.2, 0.5 + seed / 10]) for arm in arms for seed in (0, 1)]
-    times = {"seconds": {str(a): 1.0 for a in arms}, "overhead": {str(a): 1.0 for a in arms}}
+    ones = {str(arm): 1.0 for arm in arms}
+    quartiles = {str(arm): [1.0, 1.0] for arm in arms}
+    times = {"seconds": ones, "overhead": ones, "overhead_quartiles": quartiles}
     kept = []
 
     class Kept(Figure):

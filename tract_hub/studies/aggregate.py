@@ -46,7 +46,8 @@ class ArmSummary:
         reached_by_seed: first epoch at which a seed's accuracy is at least the final accuracy of
             the ordinary arm of that seed, or None.
         step_seconds: median time of a training step.
-        overhead: the step time divided by the ordinary arm's.
+        overhead: median ratio of a step's time to the ordinary arm's next to it.
+        overhead_quartiles: first and third quartile of these ratios.
 
     """
 
@@ -62,6 +63,7 @@ class ArmSummary:
     reached_by_seed: Mapping[int, int | None]
     step_seconds: float
     overhead: float
+    overhead_quartiles: tuple[float, float]
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON types."""
@@ -154,6 +156,7 @@ def _summary(
         },
         step_seconds=timing["seconds"][str(arm)],
         overhead=timing["overhead"][str(arm)],
+        overhead_quartiles=tuple(timing["overhead_quartiles"][str(arm)]),
     )
 
 

@@ -23,7 +23,7 @@ NOTES = (
     "“Gain” pairs the seeds: both arms of a seed had the same initial weights and saw the same "
     "batches in the same order, checked by digests.",
     "Step time is the median of forward, backward and optimizer step on one batch, measured with "
-    "the arms taking turns; the overhead is the median of the ratios within the turns.",
+    "the arms taking turns; the ratio is the median, with quartiles, of the turns' ratios.",
 )
 LINES_ON_TERMINAL = 25
 
@@ -68,7 +68,7 @@ def gain_table(comparison: Comparison) -> Cells:
         ("ratio of epochs", [_ratio(arm) for arm in comparison.arms]),
         ("epochs to reach, seed by seed", [_by_seed(arm) for arm in comparison.arms]),
         ("step time", [_milliseconds(arm.step_seconds) for arm in comparison.arms]),
-        ("step time ratio", [f"{arm.overhead:.3f}" for arm in comparison.arms]),
+        ("step time ratio", [_overhead(arm) for arm in comparison.arms]),
     ]
     if any(arm.diverged for arm in comparison.arms):
         lines.append(("diverged", [_diverged(arm) for arm in comparison.arms]))
@@ -86,6 +86,13 @@ def _percent(share: float) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.{0 if seconds >= 1 else 2}f} ms"
+
+
+def _overhead(arm: ArmSummary) -> str:
+    if arm.arm.lam is None:
+        return ""
+    first, third = arm.overhead_quartiles
+    return f"{arm.overhead:.3f} ({first:.3f} to {third:.3f})"
 
 
 def _accuracy_at(arm: ArmSummary, index: int) -> str:

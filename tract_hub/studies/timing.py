@@ -32,7 +32,8 @@ def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
 
     Returns:
         ``arms``; ``seconds``, the median by arm; ``overhead``, by arm the median over rounds of
-        its time divided by the ordinary arm's in the same round; ``rounds``, all times by arm.
+        its time divided by the ordinary arm's in the same round; ``overhead_quartiles``, the
+        first and third quartile of these; ``rounds``, all times by arm.
 
     """
     steppers = [_Stepper(study, arm) for arm in arms]
@@ -41,16 +42,22 @@ def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
     rounds = [_round(steppers, i % 2 == 1) for i in range(_round_count(study, slowest))]
     by_arm = {str(arm): [times[i] for times in rounds] for i, arm in enumerate(arms)}
     ordinary = by_arm[str(arms[0])]
+    ratios = {
+        arm: [a / b for a, b in zip(times, ordinary, strict=True)] for arm, times in by_arm.items()
+    }
     study.accelerator.free_memory()
     return {
         "arms": [str(arm) for arm in arms],
         "seconds": {arm: statistics.median(times) for arm, times in by_arm.items()},
-        "overhead": {
-            arm: statistics.median(a / b for a, b in zip(times, ordinary, strict=True))
-            for arm, times in by_arm.items()
-        },
+        "overhead": {arm: statistics.median(values) for arm, values in ratios.items()},
+        "overhead_quartiles": {arm: _quartiles(values) for arm, values in ratios.items()},
         "rounds": {arm: [round(t, 6) for t in times] for arm, times in by_arm.items()},
     }
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [first, third]
 
 
 def _round_count(study: Study, seconds: float) -> int:
