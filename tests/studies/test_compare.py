@@ -231,7 +231,7 @@ def test_half_a_file_is_no_finished_run(tmp_path):
         ("--lr 0.01", "(settings.lr 0.003 there, 0.01 now)"),
         ("--epochs 3", "(settings.epochs 2 there, 3 now)"),
         ("--precision bf16", "(settings.precision fp32 there, bf16 now)"),
-        ("--max-train 96", "data.train_images 128 there, 96 now"),
+        ("--max-train 96", "(settings.max_train 128 there, 96 now; "),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys, change, difference):

@@ -35,7 +35,8 @@ def compare(
         _option("digits, an image folder, parquet, a saved dataset, or a hub name.", DATA),
     ] = None,
     image_size: Annotated[
-        int | None, _option("Side in pixels [the images' own, or else the model's].", DATA)
+        int | None,
+        _option("Side in pixels; without it the images' own, or else the model's.", DATA),
     ] = None,
     channels: Annotated[
         int | None, _option("Convert the images to 1 (grey) or 3 (RGB) channels.", DATA)
@@ -68,7 +69,10 @@ def compare(
     workers: Annotated[int | None, _option("Processes that read images.", RUNNING)] = None,
     out: Annotated[
         Path | None,
-        _option("Folder for runs and results [tract-hub-runs/compare-FINGERPRINT].", RUNNING),
+        _option(
+            "For runs and results; without it a folder in tract-hub-runs named after the settings.",
+            RUNNING,
+        ),
     ] = None,
 ) -> None:
     """Train a model with and without TrAct from the same seeds, and show what TrAct gained.

@@ -63,10 +63,12 @@ def _check_filled(splits: dict[str, Any], shown: str) -> None:
 
 def _opened(name: str) -> dict[str, Any]:
     import datasets
+    from huggingface_hub.utils import logging
 
-    # The study shows its own progress, which the library's bars would tear.
+    # The study shows its own progress, which the libraries' bars and retries would tear.
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     try:
         return _open(name)
     except DataError:

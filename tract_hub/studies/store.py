@@ -128,7 +128,9 @@ def _read_json(path: Path) -> Any:
 def _difference(found: Any, wanted: Any) -> str:
     """Name the first few values that differ, with both of them."""
     before, now = _flat(found), _flat(wanted)
-    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    keys = [key for key in {*before, *now} if before.get(key) != now.get(key)]
+    # What a user chose first; the rest often follows from it.
+    keys.sort(key=lambda key: (not key.startswith("settings."), key))
     few = [f"{key} {before.get(key)!s:.40} there, {now.get(key)!s:.40} now" for key in keys[:3]]
     return "; ".join(few) + (" …" if len(keys) > 3 else "")
 
