@@ -36,7 +36,7 @@ def compare(
     ] = None,
     image_size: Annotated[
         int | None,
-        _option("Side in pixels; without it the images' own, or else the model's.", DATA),
+        _option("Side in pixels; else the images' own, or the model's.", DATA),
     ] = None,
     channels: Annotated[
         int | None, _option("Convert the images to 1 (grey) or 3 (RGB) channels.", DATA)
@@ -70,7 +70,7 @@ def compare(
     out: Annotated[
         Path | None,
         _option(
-            "For runs and results; without it a folder in tract-hub-runs named after the settings.",
+            "For runs and results; else a folder named after the settings.",
             RUNNING,
         ),
     ] = None,
