@@ -138,11 +138,12 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
     from tract_hub.studies.identity import command_of
 
     given = {
-        "seeds": (3, 1),
-        "lams": (0.1, 0.25),
-        "lr": 0.00123456789,
-        "model_args": (("depth", 1),),
-    }
+        "seeds": (3, 1), "lams": (0.1, 0.25), "lr": 0.00123456789, "epochs": 3, "stem": "cifar",
+        "image_size": 24, "channels": 3, "augment": "crop-flip", "max_train": 100, "max_test": 99,
+        "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1, "schedule": "linear",
+        "warmup_epochs": 0.5, "label_smoothing": 0.1, "batch_size": 7, "device": "cpu",
+        "precision": "bf16", "model": "resnet18", "model_args": (("block_args", None),),
+    }  # fmt: skip
     settings = build_settings("digits-vit", given)
     import shlex
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,12 @@ def _check_filled(splits: dict[str, Any], shown: str) -> None:
 
 def _opened(name: str) -> dict[str, Any]:
     import datasets
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
     # The study shows its own progress, which the libraries' bars and retries would tear.
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    logging.set_verbosity_error()
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         return _open(name)
     except DataError:
