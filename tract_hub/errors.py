@@ -21,3 +21,19 @@ class ExampleInputError(TractError):
 
 class TractWarning(UserWarning):
     """Something a user of TrAct should know; training goes on."""
+
+
+class StudyError(TractError):
+    """A study was asked for something that cannot be run; the message says what to change."""
+
+
+class SettingsError(StudyError):
+    """An option of a study has a value that makes no sense, or contradicts another."""
+
+
+class DataError(StudyError):
+    """The images or labels cannot be found, read, or trained on."""
+
+
+class ModelError(StudyError):
+    """The model cannot be found, built, or run on the images at hand."""

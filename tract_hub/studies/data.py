@@ -1,0 +1,242 @@
+"""Images at the model's size, normalised by their own statistics, in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from tract_hub.errors import SettingsError
+from tract_hub.studies.splits import Source, Split
+
+# Above this many bytes of uint8 pixels, images are read again for every batch.
+MEMORY_LIMIT = 2**30
+STATISTICS_IMAGES = 10_000
+Batch = tuple[Tensor, Tensor]
+
+
+class Images(Dataset[Batch]):
+    """Images of one size; fetches whole batches.
+
+    Random augmentation is drawn from (seed, epoch, image) alone, so it is the same in every arm,
+    and for any number of reading processes.
+
+    Args:
+        split: images and labels.
+        augment: applied to each image, or None.
+        seed: of the augmentation.
+
+    """
+
+    def __init__(
+        self, split: Split, augment: Callable[[Tensor], Tensor] | None = None, seed: int = 0
+    ) -> None:
+        self.split = split
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return uint8 images, batch × channels × height × width, and their labels."""
+        images = torch.stack([self._image(i) for i in indices])
+        return images, self.split.labels[indices]
+
+    def _image(self, index: int) -> Tensor:
+        image = self.split.read(index)
+        if self.augment is None:
+            return image
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self._draw(index))
+            return self.augment(image)
+
+    def _draw(self, index: int) -> int:
+        return ((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index) % 2**63
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations from now on; Accelerate's loaders call this every epoch."""
+        self.epoch = epoch
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set fitted to a model.
+
+    Args:
+        source: where the images come from.
+        train: training images at the model's size.
+        test: test images at the model's size.
+        size: side of the square images in pixels.
+        mean: of the training images by channel, pixels in [0, 1].
+        std: their deviation.
+        in_memory: whether all images were decoded once.
+
+    """
+
+    source: Source
+    train: Split
+    test: Split
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    in_memory: bool
+
+    def normaliser(self) -> v2.Transform:
+        """Return what turns a uint8 batch into float32 of mean 0 and deviation 1."""
+        return v2.Compose(
+            [
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(mean=list(self.mean), std=list(self.std)),
+            ]
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what identifies these data in results, JSON-ready and without any path."""
+        labels = torch.cat([self.train.labels, self.test.labels]).numpy().tobytes()
+        return {
+            "name": self.source.name,
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "classes": list(self.source.classes),
+            "channels": self.source.channels,
+            "size": self.size,
+            "mean": [round(value, 6) for value in self.mean],
+            "std": [round(value, 6) for value in self.std],
+            "labels_sha256": hashlib.sha256(labels).hexdigest()[:16],
+        }
+
+
+def prepare(source: Source, size: int) -> Prepared:
+    """Bring a data set to the model's image size and measure its normalisation.
+
+    Args:
+        source: the data set.
+        size: side in pixels. Images of another size are resized (shorter side, bilinear,
+            antialiased) and cropped to their central square.
+
+    Raises:
+        DataError: an image cannot be read.
+
+    """
+    bytes_needed = (len(source.train) + len(source.test)) * source.channels * size**2
+    in_memory = bytes_needed <= MEMORY_LIMIT
+    train, test = _resized(source.train, size), _resized(source.test, size)
+    if in_memory:
+        train, test = _decoded(train), _decoded(test)
+    mean, std = _statistics(train)
+    return Prepared(source, train, test, size, mean, std, in_memory)
+
+
+def _resized(split: Split, size: int) -> Split:
+    def read(i: int) -> Tensor:
+        image = split.read(i)
+        if tuple(image.shape[1:]) == (size, size):
+            return image
+        image = v2.functional.resize(image, [size], antialias=True)
+        cropped: Tensor = v2.functional.center_crop(image, [size, size])
+        return cropped
+
+    return Split(split.name, read, split.labels)
+
+
+def _decoded(split: Split) -> Split:
+    images = torch.stack([split.read(i) for i in range(len(split))])
+    return Split(split.name, images.__getitem__, split.labels)
+
+
+def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation by channel over the training images, evenly chosen if many."""
+    count = min(len(train), STATISTICS_IMAGES)
+    sums = squares = torch.zeros((), dtype=torch.float64)
+    pixels = 0
+    for i in range(count):
+        image = train.read(i * len(train) // count).double().div(255).flatten(1)
+        sums, squares = sums + image.sum(1), squares + image.square().sum(1)
+        pixels += image.shape[1]
+    mean = sums / pixels
+    std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
+    # A channel that never changes has nothing to scale.
+    std = torch.where(std > 1e-6, std, torch.ones_like(std))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def augmentation(name: str, size: int) -> Callable[[Tensor], Tensor] | None:
+    """Return a named augmentation of one image.
+
+    Args:
+        name: ``"none"``, or ``"crop-flip"``: a random crop after padding by an eighth of the
+            side, and a horizontal flip of every second image.
+        size: side in pixels.
+
+    """
+    if name == "none":
+        return None
+    crop = v2.RandomCrop(size, padding=max(1, size // 8))
+    augment: Callable[[Tensor], Tensor] = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    return augment
+
+
+def train_loader(
+    data: Prepared, augment: str, batch_size: int, seed: int, workers: int | None
+) -> DataLoader[Batch]:
+    """Return shuffled training batches whose order and augmentation depend on the seed alone.
+
+    Args:
+        data: the images.
+        augment: a name for :func:`augmentation`.
+        batch_size: images a batch; a last smaller batch is left out.
+        seed: of order and augmentation.
+        workers: reading processes; None chooses.
+
+    Raises:
+        SettingsError: the batch is larger than the training set.
+
+    """
+    if batch_size > len(data.train):
+        raise SettingsError(
+            f"--batch-size {batch_size} is more than the {len(data.train)} training images; "
+            "lower it"
+        )
+    return DataLoader(
+        Images(data.train, augmentation(augment, data.size), seed),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(seed),
+        collate_fn=_as_fetched,
+        num_workers=_workers(data, workers),
+    )
+
+
+def test_loader(data: Prepared, batch_size: int, workers: int | None) -> DataLoader[Batch]:
+    """Return the test images in order; arguments as for :func:`train_loader`."""
+    return DataLoader(
+        Images(data.test),
+        batch_size=batch_size,
+        collate_fn=_as_fetched,
+        num_workers=_workers(data, workers),
+    )
+
+
+def _as_fetched(batch: Any) -> Any:
+    """Leave a batch as ``__getitems__`` gave it: stacked already."""
+    return batch
+
+
+def _workers(data: Prepared, asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    return 0 if data.in_memory else min(8, (os.cpu_count() or 2) - 1)

@@ -1,0 +1,90 @@
+"""What a run's numbers depend on, and where they came from, without any path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from tract_hub.studies.data import Prepared
+from tract_hub.studies.settings import CompareSettings, shown_name
+
+PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
+
+
+def identity_of(
+    settings: CompareSettings, data: Prepared, size: int, start: str, accelerator: Any
+) -> dict[str, Any]:
+    """Return everything that runs must have in common to be compared.
+
+    Args:
+        settings: all choices; those that choose runs are left out.
+        data: the images.
+        size: of the model's images, in pixels.
+        start: digest of the model's weights at the first seed.
+        accelerator: tells device and processes.
+
+    """
+    return {
+        "settings": settings.of_a_run() | {"image_size": size},
+        "data": data.summary(),
+        "start": start,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "versions": versions(),
+    }
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return eight characters that stand for an identity."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers may depend on."""
+    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def environment(accelerator: Any) -> dict[str, Any]:
+    """Return what the runs ran on."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+
+
+def command_of(settings: CompareSettings) -> str:
+    """Return a command that makes the same comparison; of paths, only the last part."""
+    words = ["tract-hub", "compare", "--recipe", settings.recipe]
+    words += ["--model", shown_name(settings.model), "--data", shown_name(settings.data)]
+    for name, value in settings.model_args:
+        words += ["--model-arg", f"{name}={value}"]
+    for name in (
+        "stem", "image_size", "channels", "augment", "max_train", "max_test", "optimizer", "lr",
+        "momentum", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "epochs",
+        "batch_size", "device", "precision",
+    ):  # fmt: skip
+        value = getattr(settings, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--seeds", ",".join(map(str, settings.seeds))]
+    words += ["--lam", ",".join(map(str, settings.lams))]
+    return shlex.join(words)

@@ -1,0 +1,88 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tract_hub.errors import SettingsError
+from tract_hub.studies.names import did_you_mean
+from tract_hub.studies.settings import CompareSettings
+
+TORCH_OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+def check_optimizer(name: str) -> None:
+    """Raise a SettingsError with the nearest names when no optimizer has this name."""
+    from timm.optim import list_optimizers
+
+    known = {*TORCH_OPTIMIZERS, *list_optimizers()}
+    if name.lower() not in known:
+        raise SettingsError(f"no optimizer {name!r}; {did_you_mean(name.lower(), known)}")
+
+
+def make_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.Optimizer:
+    """Return the optimizer of all parameters.
+
+    ``adam``, ``adamw`` and ``sgd`` (plain momentum) are those of ``torch.optim`` with weight decay
+    on every parameter; other names are timm's, which leaves biases and norms undecayed.
+
+    Args:
+        model: its parameters.
+        settings: name, learning rate, momentum and weight decay.
+
+    Raises:
+        SettingsError: no such optimizer, or it cannot be made.
+
+    """
+    name = settings.optimizer.lower()
+    check_optimizer(name)
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    parameters = list(model.parameters())
+    if name == "adam":
+        return torch.optim.Adam(parameters, **common)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, **common)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
+    return _timm_optimizer(model, settings)
+
+
+def _timm_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2
+
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            opt=settings.optimizer.lower(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+    except Exception as error:  # some of timm's optimizers need packages that may be missing
+        message = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"optimizer {settings.optimizer} cannot be made: {message}") from error
+    return optimizer
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, settings: CompareSettings, steps_per_epoch: int
+) -> Any:
+    """Return the learning-rate schedule, to be stepped after every optimizer step.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        settings: schedule, warm-up and epochs.
+        steps_per_epoch: optimizer steps in an epoch.
+
+    """
+    from transformers import get_scheduler
+
+    return get_scheduler(
+        settings.schedule,
+        optimizer,
+        num_warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        num_training_steps=settings.epochs * steps_per_epoch,
+    )

@@ -1,0 +1,156 @@
+"""What one comparison was asked for, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tract_hub.errors import SettingsError
+
+STEMS = ("published", "cifar")
+AUGMENTATIONS = ("none", "crop-flip")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# These choose which runs a comparison has and where they happen to be kept or read; a run's
+# numbers do not depend on them, so runs made under other values of them can be shared.
+NOT_PART_OF_A_RUN = ("recipe", "seeds", "lams", "out", "data", "device", "workers", "model")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """All choices of a comparison, whether a recipe or a user made them.
+
+    Args:
+        recipe: the named recipe that the other values started from.
+        model: a timm name, or a folder with a Hugging Face ``config.json``.
+        model_args: keyword arguments for ``timm.create_model``.
+        stem: ``"published"`` as the model has it; ``"cifar"``: 3 × 3, stride 1, max-pool kept.
+        data: ``"digits"``, a path (image folder, parquet, saved dataset), or a hub name.
+        image_size: side of the square images in pixels; None fits model and data.
+        channels: 1 or 3 converts the images; None takes them as they are.
+        augment: what happens to training images.
+        max_train: at most so many training images.
+        max_test: at most so many test images.
+        optimizer: a ``torch.optim`` name among adam, adamw, sgd, or a timm optimizer.
+        lr: peak learning rate.
+        momentum: for sgd and the timm optimizers that have one.
+        weight_decay: as the optimizer defines it.
+        schedule: the learning rate's course, step by step.
+        warmup_epochs: linear warm-up before it, in epochs.
+        label_smoothing: in [0, 1); of the training loss only.
+        epochs: passes over the training images.
+        batch_size: images in one step, all processes together.
+        seeds: one run of every arm each.
+        lams: λ of TrAct, one arm each.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …
+        precision: arithmetic, through Accelerate's autocast.
+        workers: processes that read images; None chooses.
+        out: where runs and results are written; None makes a folder named after the settings.
+
+    Raises:
+        SettingsError: a value makes no sense.
+
+    """
+
+    recipe: str
+    model: str
+    data: str
+    optimizer: str
+    lr: float
+    epochs: int
+    batch_size: int
+    seeds: tuple[int, ...]
+    lams: tuple[float, ...] = (0.1,)
+    model_args: tuple[tuple[str, Any], ...] = ()
+    stem: str = "published"
+    image_size: int | None = None
+    channels: int | None = None
+    augment: str = "none"
+    max_train: int | None = None
+    max_test: int | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_lists()
+        _one_of("--stem", self.stem, STEMS)
+        _one_of("--augment", self.augment, AUGMENTATIONS)
+        _one_of("--schedule", self.schedule, SCHEDULES)
+        _one_of("--precision", self.precision, PRECISIONS)
+        if self.channels not in (None, 1, 3):
+            raise SettingsError(f"--channels must be 1 or 3, got {self.channels}")
+
+    def _check_numbers(self) -> None:
+        _above_zero("--lr", self.lr)
+        for name in ("epochs", "batch_size", "image_size", "max_train", "max_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+        for name in ("momentum", "label_smoothing"):
+            _in_unit_interval(f"--{name.replace('_', '-')}", getattr(self, name))
+        for name in ("weight_decay", "warmup_epochs"):
+            _not_negative(f"--{name.replace('_', '-')}", getattr(self, name))
+        if self.workers is not None and self.workers < 0:
+            raise SettingsError(f"--workers must be 0 or more, got {self.workers}")
+        if self.warmup_epochs >= self.epochs:
+            raise SettingsError(
+                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}"
+            )
+
+    def _check_lists(self) -> None:
+        for name, values in (("--seeds", self.seeds), ("--lam", self.lams)):
+            if not values:
+                raise SettingsError(f"{name} needs at least one value")
+            if len(set(values)) != len(values):
+                raise SettingsError(f"{name} has a value twice: {_listed(values)}; give each once")
+        for lam in self.lams:
+            _above_zero("--lam", lam)
+        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise SettingsError(f"--seeds must lie in [0, 2^32), got {_listed(self.seeds)}")
+
+    def of_a_run(self) -> dict[str, Any]:
+        """Return the choices that a single run's numbers depend on, JSON-ready."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {name: value for name, value in named.items() if name not in NOT_PART_OF_A_RUN}
+        return kept | {"model_args": dict(self.model_args), "model": shown_name(self.model)}
+
+
+def shown_name(name: str) -> str:
+    """Return a model's or data set's name as results show it: of a path, the last part."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{option} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _above_zero(option: str, value: float) -> None:
+    if not math.isfinite(value) or value <= 0:
+        raise SettingsError(f"{option} must be a finite number greater than 0, got {value:g}")
+
+
+def _not_negative(option: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise SettingsError(f"{option} must be a finite number of 0 or more, got {value:g}")
+
+
+def _in_unit_interval(option: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise SettingsError(f"{option} must lie in [0, 1), got {value:g}")

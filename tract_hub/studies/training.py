@@ -1,0 +1,208 @@
+"""One run: an arm and a seed, from fresh weights to its last epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tract_hub
+from tract_hub.studies.data import Prepared, test_loader, train_loader
+from tract_hub.studies.models import ModelPlan, logits_of
+from tract_hub.studies.optim import make_optimizer, make_schedule
+from tract_hub.studies.progress import Progress
+from tract_hub.studies.records import Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.settings import CompareSettings
+
+FILTERS_KEPT = 16
+DIGEST_BASE = 1_000_003
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs of a comparison share.
+
+    Args:
+        settings: all choices.
+        data: fitted to the model.
+        plan: makes the model.
+        stem: the first layer's name in ``model.named_parameters()``, whose filters are kept.
+        accelerator: an ``accelerate.Accelerator``.
+
+    """
+
+    settings: CompareSettings
+    data: Prepared
+    plan: ModelPlan
+    stem: str
+    accelerator: Any
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return len(self.data.train) // self.settings.batch_size
+
+
+def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
+    """Return the model that a run starts from; equal seeds give bit-identical weights.
+
+    Args:
+        study: makes the model.
+        arm: TrAct is enabled when it has a λ.
+        seed: of the weights.
+
+    """
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+    model = study.plan.build()
+    if arm.lam is not None:
+        tract_hub.enable(model, lam=arm.lam, example_inputs=study.plan.example())
+    # Whatever enabling may have drawn, dropout begins alike in every arm.
+    set_seed(seed)
+    return model
+
+
+def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecord:
+    """Train one arm from one seed and return its numbers.
+
+    Args:
+        study: what all runs share.
+        arm: ordinary, or TrAct.
+        seed: of weights, batches, augmentation and dropout.
+        progress: is told of every step.
+
+    """
+    run = _Run(study, arm, seed)
+    epochs: list[EpochRecord] = []
+    for epoch in range(1, study.settings.epochs + 1):
+        record = run.epoch(epoch, progress)
+        epochs.append(record)
+        progress.epoch_ended(record)
+        if not record.finite():
+            break
+    diverged_at = None if epochs[-1].finite() else epochs[-1].epoch
+    return RunRecord(
+        arm=arm,
+        seed=seed,
+        epochs=tuple(epochs),
+        diverged_at=diverged_at,
+        start=run.start,
+        batches=run.batches(),
+        filters=run.filters(),
+    )
+
+
+class _Run:
+    """The moving parts of one run."""
+
+    def __init__(self, study: Study, arm: Arm, seed: int) -> None:
+        settings, accelerator = study.settings, study.accelerator
+        self.study = study
+        self.normalise = study.data.normaliser()
+        model = fresh_model(study, arm, seed)
+        self.start = state_digest(model)
+        loader = train_loader(
+            study.data, settings.augment, settings.batch_size, seed, settings.workers
+        )
+        tests = test_loader(study.data, settings.batch_size, settings.workers)
+        optimizer = make_optimizer(model, settings)
+        schedule = make_schedule(optimizer, settings, len(loader))
+        prepared = accelerator.prepare(model, optimizer, schedule, loader, tests)
+        self.model, self.optimizer, self.schedule, self.loader, self.tests = prepared
+        self.seen = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+
+    def epoch(self, number: int, progress: Progress) -> EpochRecord:
+        began = time.perf_counter()
+        train_loss = self._train(progress)
+        seconds = time.perf_counter() - began
+        test_loss, accuracy = self._test()
+        return EpochRecord(number, train_loss, test_loss, accuracy, seconds)
+
+    def _train(self, progress: Progress) -> float:
+        self.model.train()
+        accelerator = self.study.accelerator
+        total = torch.zeros((), device=accelerator.device)
+        for images, labels in self.loader:
+            self.seen = extend_digest(self.seen, images, labels)
+            total += self._step(self.normalise(images), labels)
+            progress.step_ended()
+        mean: float = accelerator.reduce(total / len(self.loader), reduction="mean").item()
+        return mean
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self.study.accelerator.autocast():
+            logits = logits_of(self.model(images))
+        smoothing = self.study.settings.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        self.study.accelerator.backward(loss)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _test(self) -> tuple[float, float]:
+        self.model.eval()
+        losses, hits = [], []
+        for images, labels in self.tests:
+            logits = logits_of(self.model(self.normalise(images))).float()
+            loss = F.cross_entropy(logits, labels, reduction="none")
+            hit = logits.argmax(1) == labels
+            loss, hit = self.study.accelerator.gather_for_metrics((loss, hit))
+            losses.append(loss)
+            hits.append(hit)
+        loss_mean: float = torch.cat(losses).mean().item()
+        accuracy: float = torch.cat(hits).double().mean().item()
+        return loss_mean, accuracy
+
+    def batches(self) -> str:
+        """Return the digest of what all processes saw."""
+        seen = self.study.accelerator.gather(self.seen.reshape(1))
+        return hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def filters(self) -> Filters:
+        model = self.study.accelerator.unwrap_model(self.model)
+        weight = model.get_parameter(self.study.stem).detach().float().cpu()
+        count = min(FILTERS_KEPT, len(weight))
+        rows = tuple(i * len(weight) // count for i in range(count))
+        values = [_rounded(weight[row].tolist()) for row in rows]
+        return Filters(self.study.stem, rows, values)
+
+
+def _rounded(values: Any) -> Any:
+    """Keep five digits: a picture shows no more."""
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return float(f"{values:.5g}") if math.isfinite(values) else math.nan
+
+
+def state_digest(model: nn.Module) -> str:
+    """Return a digest of all parameters and buffers, names and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def extend_digest(seen: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Return a digest that goes on from ``seen``; it depends on the order of batches and rows.
+
+    It stays on the device, so training does not wait for it.
+
+    Args:
+        seen: int64 scalar.
+        images: uint8, batch × channels × height × width.
+        labels: int64, batch.
+
+    """
+    places = torch.arange(1, len(labels) + 1, device=labels.device)
+    pixels = images.flatten(1).sum(1, dtype=torch.int64)
+    return seen * DIGEST_BASE + ((pixels * DIGEST_BASE + labels + 1) * places).sum()
