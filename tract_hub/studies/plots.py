@@ -69,7 +69,7 @@ def _draw_curves(figure: SubFigure, comparison: Comparison, classes: int) -> Non
     loss.set(xlabel="epoch", ylabel="test loss (cross-entropy, nats)")
     for axes in (accuracy, loss):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(0.5, max(len(arm.accuracy.mean) for arm in comparison.arms) + 0.5)
+        axes.set_xlim(0.5, max(1, *(len(arm.accuracy.mean) for arm in comparison.arms)) + 0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
         axes.set_axisbelow(True)
