@@ -14,13 +14,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tract_hub.studies.compare import make_study
-from tract_hub.studies.identity import environment, versions
-from tract_hub.studies.progress import make_progress
-from tract_hub.studies.recipes import DEFAULT_RECIPE, build_settings
-from tract_hub.studies.records import ORDINARY, RunRecord
-from tract_hub.studies.store import to_json, write_atomically
-from tract_hub.studies.training import Study, train_run
+from tract_hub.studies.compare.identity import environment, versions
+from tract_hub.studies.compare.progress import make_progress
+from tract_hub.studies.compare.recipes import DEFAULT_RECIPE, build_settings
+from tract_hub.studies.compare.records import ORDINARY, RunRecord
+from tract_hub.studies.compare.store import to_json, write_atomically
+from tract_hub.studies.compare.study import make_study
+from tract_hub.studies.compare.training import Study, train_run
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2)

@@ -25,7 +25,7 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No network, no cache from another day, no run folder in the checkout."""
     import datasets
 
-    from tract_hub.studies import timing
+    from tract_hub.studies.compare import timing
 
     cache = tmp_path_factory.mktemp("datasets-cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from tract_hub.studies.aggregate import (
+from tract_hub.studies.compare.aggregate import (
     UnpairedRunsError,
     compare_runs,
     curve_over,
     first_epoch_at_least,
 )
-from tract_hub.studies.records import ORDINARY, Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.compare.records import ORDINARY, Arm, EpochRecord, Filters, RunRecord
 
 TRACT = Arm(0.1)
 TIMING = {

@@ -16,12 +16,12 @@ from rich.console import Console
 import tract_hub
 from tests.studies.conftest import ONE_SEED, TINY, TWO_SEEDS
 from tract_hub.cli import main
-from tract_hub.studies import compare as compare_module
-from tract_hub.studies.compare import arms_of, make_study
-from tract_hub.studies.progress import Silent
-from tract_hub.studies.recipes import build_settings
-from tract_hub.studies.records import ORDINARY, Arm
-from tract_hub.studies.training import extend_digest, fresh_model, state_digest, train_run
+from tract_hub.studies.compare import study as compare_module
+from tract_hub.studies.compare.progress import Silent
+from tract_hub.studies.compare.recipes import build_settings
+from tract_hub.studies.compare.records import ORDINARY, Arm
+from tract_hub.studies.compare.study import arms_of, make_study
+from tract_hub.studies.compare.training import extend_digest, fresh_model, state_digest, train_run
 
 TRACT = Arm(0.1)
 TINY_ARGUMENTS = (("depth", 1), ("embed_dim", 16), ("num_heads", 2), ("patch_size", 4))
@@ -135,7 +135,7 @@ def test_results_are_complete_and_hold_no_path(tmp_path, capsys):
 
 
 def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
-    from tract_hub.studies.identity import command_of
+    from tract_hub.studies.compare.identity import command_of
 
     given = {
         "seeds": (3, 1), "lams": (0.1, 0.25), "lr": 0.00123456789, "epochs": 3, "stem": "cifar",
@@ -335,8 +335,8 @@ def test_images_are_resized_only_for_a_model_that_cannot_take_them():
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(terminal):
     import io
 
-    from tract_hub.studies.progress import make_progress
-    from tract_hub.studies.records import EpochRecord
+    from tract_hub.studies.compare.progress import make_progress
+    from tract_hub.studies.compare.records import EpochRecord
 
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     with make_progress(console, 1, 2, True) as progress:

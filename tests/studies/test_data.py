@@ -8,10 +8,10 @@ from PIL import Image
 
 from tests.studies.conftest import picture
 from tract_hub.errors import DataError
-from tract_hub.studies import data as data_module
-from tract_hub.studies.data import prepare, train_loader
-from tract_hub.studies.data import test_loader as loader_of_tests
-from tract_hub.studies.sources import load_source
+from tract_hub.studies.images import prepared as data_module
+from tract_hub.studies.images.prepared import prepare, train_loader
+from tract_hub.studies.images.prepared import test_loader as loader_of_tests
+from tract_hub.studies.images.sources import load_source
 
 
 def test_digits_split_is_stratified_and_always_the_same():

@@ -5,10 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.studies.test_aggregate import run
-from tract_hub.studies import plots
-from tract_hub.studies.aggregate import compare_runs
-from tract_hub.studies.plots import draw, filter_images
-from tract_hub.studies.records import ORDINARY, Arm, Filters
+from tract_hub.studies.compare import plots
+from tract_hub.studies.compare.aggregate import compare_runs
+from tract_hub.studies.compare.plots import draw, filter_images
+from tract_hub.studies.compare.records import ORDINARY, Arm, Filters
 
 LAMS = (0.05, 0.1, 0.2)
 

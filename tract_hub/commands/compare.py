@@ -91,11 +91,11 @@ def compare(
 def _run(recipe: str, given: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from tract_hub.studies.recipes import build_settings
+    from tract_hub.studies.compare.recipes import build_settings
 
     # Bad options are refused before the seconds that the rest takes to import.
     settings = build_settings(recipe, given)
-    from tract_hub.studies.compare import compare as run
+    from tract_hub.studies.compare.study import compare as run
 
     run(settings, Console(), Console(stderr=True))
 

@@ -1,9 +1,10 @@
-"""Nearest names, for errors about a name that nothing has."""
+"""Names of models and data sets, as they are shown, and the nearest to one that nothing has."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -27,3 +28,9 @@ def _either(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def shown_name(name: str) -> str:
+    """Return a model's or data set's name as results show it: of a path, the last part."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name

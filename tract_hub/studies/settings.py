@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tract_hub.errors import SettingsError
+from tract_hub.studies.names import shown_name
 
 STEMS = ("published", "cifar")
 AUGMENTATIONS = ("none", "crop-flip")
@@ -124,12 +125,6 @@ class CompareSettings:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         kept = {name: value for name, value in named.items() if name not in NOT_PART_OF_A_RUN}
         return kept | {"model_args": dict(self.model_args), "model": shown_name(self.model)}
-
-
-def shown_name(name: str) -> str:
-    """Return a model's or data set's name as results show it: of a path, the last part."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
 
 
 def _listed(values: tuple[Any, ...]) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from tract_hub.studies.aggregate import ArmSummary, Comparison, Curve
-from tract_hub.studies.records import Filters, RunRecord
+from tract_hub.studies.compare.aggregate import ArmSummary, Comparison, Curve
+from tract_hub.studies.compare.records import Filters, RunRecord
 
 # Okabe and Ito's colours, told apart in every common kind of colour blindness, darkest first;
 # line styles and markers say the same again for prints without colour.

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from tract_hub.studies.data import Prepared
-from tract_hub.studies.settings import CompareSettings, shown_name
+from tract_hub.studies.images.prepared import Prepared
+from tract_hub.studies.names import shown_name
+from tract_hub.studies.settings import CompareSettings
 
 PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 

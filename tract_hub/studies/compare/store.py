@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tract_hub.errors import SettingsError
-from tract_hub.studies.records import Arm, RunRecord
+from tract_hub.studies.compare.records import Arm, RunRecord
 
 RESULT_FILES = ("results.json", "results.csv", "table.md", "compare.png")
 

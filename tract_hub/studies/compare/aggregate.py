@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tract_hub.errors import TractError
-from tract_hub.studies.records import ORDINARY, Arm, RunRecord
+from tract_hub.studies.compare.records import ORDINARY, Arm, RunRecord
 
 
 class UnpairedRunsError(TractError):
@@ -101,7 +101,7 @@ def compare_runs(runs: Sequence[RunRecord], timing: Mapping[str, Any]) -> Compar
 
     Args:
         runs: every arm with every seed.
-        timing: what :func:`tract_hub.studies.timing.time_steps` returned.
+        timing: what :func:`tract_hub.studies.compare.timing.time_steps` returned.
 
     Raises:
         UnpairedRunsError: the arms of a seed are no fair pair.

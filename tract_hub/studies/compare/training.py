@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tract_hub
-from tract_hub.studies.data import Prepared, test_loader, train_loader
-from tract_hub.studies.models import ModelPlan, logits_of
-from tract_hub.studies.optim import make_optimizer, make_schedule
-from tract_hub.studies.progress import Progress
-from tract_hub.studies.records import Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.compare.optim import make_optimizer, make_schedule
+from tract_hub.studies.compare.progress import Progress
+from tract_hub.studies.compare.records import Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.images.prepared import Prepared, test_loader, train_loader
+from tract_hub.studies.models.plan import ModelPlan, logits_of
 from tract_hub.studies.settings import CompareSettings
 
 FILTERS_KEPT = 16

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from tract_hub.studies.records import EpochRecord
+from tract_hub.studies.compare.records import EpochRecord
 
 
 class Progress(Protocol):

@@ -10,20 +10,16 @@ from typing import Any
 from rich.console import Console
 
 import tract_hub
-from tract_hub.studies import identity
-from tract_hub.studies.aggregate import Comparison, compare_runs
-from tract_hub.studies.data import Prepared, prepare, train_loader
-from tract_hub.studies.devices import make_accelerator
-from tract_hub.studies.models import ModelPlan, plan_model
-from tract_hub.studies.optim import check_optimizer
-from tract_hub.studies.plots import draw
-from tract_hub.studies.progress import Progress, make_progress
-from tract_hub.studies.records import ORDINARY, Arm, RunRecord
-from tract_hub.studies.results import results_csv, results_json
-from tract_hub.studies.settings import CompareSettings
-from tract_hub.studies.sources import load_source
-from tract_hub.studies.store import Store, to_json
-from tract_hub.studies.tables import (
+from tract_hub.studies.compare import identity
+from tract_hub.studies.compare.aggregate import Comparison, compare_runs
+from tract_hub.studies.compare.devices import make_accelerator
+from tract_hub.studies.compare.optim import check_optimizer
+from tract_hub.studies.compare.plots import draw
+from tract_hub.studies.compare.progress import Progress, make_progress
+from tract_hub.studies.compare.records import ORDINARY, Arm, RunRecord
+from tract_hub.studies.compare.results import results_csv, results_json
+from tract_hub.studies.compare.store import Store, to_json
+from tract_hub.studies.compare.tables import (
     Cells,
     accuracy_table,
     facts_table,
@@ -31,8 +27,12 @@ from tract_hub.studies.tables import (
     print_tables,
     to_markdown,
 )
-from tract_hub.studies.timing import time_steps
-from tract_hub.studies.training import Study, fresh_model, state_digest, train_run
+from tract_hub.studies.compare.timing import time_steps
+from tract_hub.studies.compare.training import Study, fresh_model, state_digest, train_run
+from tract_hub.studies.images.prepared import Prepared, prepare, train_loader
+from tract_hub.studies.images.sources import load_source
+from tract_hub.studies.models.plan import ModelPlan, plan_model
+from tract_hub.studies.settings import CompareSettings
 
 RUNS_FOLDER = Path("tract-hub-runs")
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tract_hub.studies.aggregate import ArmSummary, Comparison
+from tract_hub.studies.compare.aggregate import ArmSummary, Comparison
 
 NOTES = (
     "Accuracy is measured on the test images after every epoch; no best epoch is picked. "

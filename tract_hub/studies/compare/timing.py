@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tract_hub.studies.models import logits_of
-from tract_hub.studies.optim import make_optimizer
-from tract_hub.studies.records import Arm
-from tract_hub.studies.training import Study, fresh_model
+from tract_hub.studies.compare.optim import make_optimizer
+from tract_hub.studies.compare.records import Arm
+from tract_hub.studies.compare.training import Study, fresh_model
+from tract_hub.studies.models.plan import logits_of
 
 WARM_UPS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 6, 100

@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tract_hub.studies.aggregate import Comparison
-from tract_hub.studies.records import RunRecord
+from tract_hub.studies.compare.aggregate import Comparison
+from tract_hub.studies.compare.records import RunRecord
 
 COLUMNS = (
     "arm",

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from tract_hub.errors import SettingsError
-from tract_hub.studies.splits import Source, Split
+from tract_hub.studies.images.splits import Source, Split
 
 # Above this many bytes of uint8 pixels, images are read again for every batch.
 MEMORY_LIMIT = 2**30

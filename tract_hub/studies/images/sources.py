@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from tract_hub.errors import DataError
-from tract_hub.studies.rows import load_rows
-from tract_hub.studies.splits import Source, Split, at_most, stratified
+from tract_hub.studies.images.rows import load_rows
+from tract_hub.studies.images.splits import Source, Split, at_most, stratified
 
 DIGITS_TEST_IMAGES = 450
 

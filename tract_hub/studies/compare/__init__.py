@@ -1,0 +1,1 @@
+"""``tract-hub compare``: the same model from the same seeds, with and without TrAct."""

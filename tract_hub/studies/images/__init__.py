@@ -1,0 +1,1 @@
+"""Labelled images from anywhere, as tensors."""

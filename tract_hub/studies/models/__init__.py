@@ -1,0 +1,1 @@
+"""Models by name, fitted to a study's images."""
