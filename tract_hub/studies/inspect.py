@@ -133,15 +133,7 @@ def as_data(found: Inspection) -> dict[str, Any]:
 def _table(name: str, found: Inspection) -> Table:
     shapes = ", ".join("×".join(map(str, shape)) for shape in found.inputs)
     table = Table(title=f"First layers of {name}, input {shapes}", title_justify="left")
-    for column in (
-        "weight",
-        "layer",
-        "n",
-        "from the pixels",
-        "derived",
-        "cost of a step",
-        "memory",
-    ):
+    for column in ("first layer", "n", "path from the pixels", "cost of a step", "memory"):
         table.add_column(column, overflow="fold")
     for stem, cost in zip(found.stems, found.costs, strict=True):
         table.add_row(

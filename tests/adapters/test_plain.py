@@ -1,0 +1,177 @@
+"""Modules of no zoo: rank, channels and size are found from what the layers want."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tract_hub
+
+
+class LeNet(nn.Module):
+    def __init__(self, channels, side):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(channels, 6, 5), nn.Conv2d(6, 16, 5)
+        self.head = nn.Linear(16 * side**2, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.head(x.view(-1, self.head.in_features))
+
+
+class LinearPatches(nn.Module):
+    def __init__(self, patch, positions):
+        super().__init__()
+        self.patch, self.embed = patch, nn.Linear(3 * patch**2, 32)
+        self.positions = nn.Parameter(torch.zeros(1, positions, 32))
+
+    def forward(self, x):
+        batch, channels, height, width = x.shape
+        p = self.patch
+        x = x.reshape(batch, channels, height // p, p, width // p, p)
+        return self.embed(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)) + self.positions
+
+
+class FlattensItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x):
+        batch, channels, height, width = x.shape
+        return self.layer(x.reshape(batch, channels * height * width))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, one, other):
+        return self.left(one) + self.right(other)
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x.permute(0, 3, 1, 2))
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(4, 3, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel)
+
+
+class FromBatch(ChannelsLast):
+    def forward(self, batch):
+        return self.conv(batch["image"])
+
+
+class ImageAndText(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.words = nn.Conv2d(3, 4, 3), nn.Embedding(10, 4)
+
+    def forward(self, image, ids):
+        return self.conv(image).mean() + self.words(ids).mean()
+
+
+class NeverReads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.picture = nn.Conv2d(3, 4, 3), nn.Parameter(torch.zeros(1, 3, 9, 9))
+
+    def forward(self, x):
+        return self.conv(self.picture)
+
+
+def clip_net():
+    pooled = nn.Sequential(nn.Conv3d(3, 8, 3, 2, 1), nn.MaxPool3d(4), nn.Flatten())
+    return nn.Sequential(*pooled, nn.Linear(8 * 2 * 10 * 10, 3))
+
+
+def sound_net():
+    return nn.Sequential(nn.Conv1d(1, 8, 64, 16), nn.ReLU(), nn.Flatten(), nn.Linear(800, 2))
+
+
+FOUND = [
+    (lambda: LeNet(3, 5), ["conv1.weight"]),
+    (lambda: LeNet(1, 4), ["conv1.weight"]),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ["1.weight"]),
+    (FlattensItself, ["layer.weight"]),
+    (lambda: LinearPatches(8, 16), ["embed.weight"]),
+    (lambda: LinearPatches(16, 196), ["embed.weight"]),
+    (clip_net, ["0.weight"]),
+    (sound_net, ["0.weight"]),
+    (Pair, ["left.weight", "right.weight"]),
+    (ChannelsLast, ["conv.weight"]),
+    (Functional, ["kernel"]),
+    (lambda: nn.Linear(5, 2), ["weight"]),
+    (lambda: nn.Conv2d(2, 4, 3, groups=2), ["weight"]),
+]
+
+
+@pytest.mark.parametrize(("build", "expected"), FOUND)
+def test_inputs_are_guessed(build, expected) -> None:
+    assert [stem.weight_name for stem in tract_hub.locate(build())] == expected
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3)),
+        nn.Sequential(nn.LayerNorm([1, 28, 28]), nn.Conv2d(1, 4, 3)),
+    ],
+)
+def test_trainable_layer_in_front_is_noted(model) -> None:
+    (stem,) = tract_hub.locate(model)
+    assert stem.weight_name == "1.weight"
+    assert "0.weight" in stem.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (FromBatch(), {"image": torch.zeros(1, 3, 9, 9)}),
+        (ImageAndText(), {"image": torch.zeros(1, 3, 9, 9), "ids": torch.zeros(1, 4).long()}),
+        (ImageAndText(), (torch.zeros(1, 3, 9, 9), torch.zeros(1, 4).long())),
+    ],
+)
+def test_inputs_that_are_given(model, inputs) -> None:
+    assert [stem.weight_name for stem in tract_hub.locate(model, inputs)] == ["conv.weight"]
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 2)), "ExampleInputError", "indices"),
+        (ImageAndText(), "ExampleInputError", "'words.weight'.*example_inputs="),
+        (FromBatch(), "ExampleInputError", "FromBatch.*example_inputs="),
+        (nn.Sequential(nn.Sigmoid(), nn.Conv2d(3, 4, 3)), "StemNotFoundError", "sigmoid.*stems="),
+        (NeverReads(), "StemNotFoundError", "NeverReads.*stems="),
+        (nn.ReLU(), "StemNotFoundError", "ReLU.*stems="),
+        (nn.LSTM(28, 10), "UnsupportedStemError", "LSTM.*stems="),
+        (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward first"),
+    ],
+)
+def test_refusals_say_what_reached_what_and_what_to_pass(model, error, message) -> None:
+    with pytest.raises(getattr(tract_hub, error), match=message):
+        tract_hub.locate(model)
+
+
+def test_indices_are_no_pixels() -> None:
+    with pytest.raises(tract_hub.ExampleInputError, match="no tensor of pixels"):
+        tract_hub.locate(ImageAndText(), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_only_modules_are_located() -> None:
+    with pytest.raises(TypeError, match="got str"):
+        tract_hub.locate("resnet50")
