@@ -11,7 +11,7 @@ from tract_hub.errors import TractError
 
 ABOUT = "The exact TrAct gradient for the first layer of any vision model."
 # To add a command: a module of this name in tract_hub/commands with a function of this name.
-COMMANDS = ("compare",)
+COMMANDS = ("inspect", "compare", "audit")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 

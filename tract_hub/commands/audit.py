@@ -1,0 +1,5 @@
+"""``tract-hub audit``."""
+
+from tract_hub.studies.audit import audit
+
+__all__ = ["audit"]

@@ -1,0 +1,5 @@
+"""``tract-hub inspect``."""
+
+from tract_hub.studies.inspect import inspect
+
+__all__ = ["inspect"]
