@@ -76,22 +76,28 @@ class ForwardUses:
 
     Attributes:
         weight_name: the weight's name in the model, for messages.
-        met: whether any forward applied the weight yet.
+        missed: whether a forward that did not apply the weight was reported.
 
     """
 
     def __init__(self, weight_name: str) -> None:
         self.weight_name = weight_name
-        self.met = False
+        self.missed = False
         self._thread = _Thread()
 
     def open(self) -> None:
         """Begin a forward. Outside of one, each use stands alone."""
         self._thread.here.uses = []
+        self._thread.here.applied = False
 
-    def close(self) -> None:
-        """End it: from here on, only its graph knows the uses."""
+    def close(self) -> bool:
+        """End it: from here on, only its graph knows the uses. Say whether there was any."""
         self._thread.here.uses = None
+        return self._thread.here.applied
+
+    def meet(self) -> None:
+        """Note that the weight is applied, with or without a gradient."""
+        self._thread.here.applied = True
 
     def note(self, gram: Gram) -> list[Gram]:
         """Add one use; return the list that all uses of this forward share."""
@@ -114,6 +120,7 @@ class _Here:
     def __init__(self) -> None:
         self.modes: list[_GatedForward] = []  # of one gate, entered and not left
         self.uses: list[Gram] | None = None  # of one weight, in an open forward
+        self.applied = False  # that weight, in that forward
 
 
 class _Thread(threading.local):
@@ -144,21 +151,22 @@ class ForwardScope:
 
     def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Let go of them: from here on only the graph of this forward knows them."""
-        for uses in self.forward_uses:
-            uses.close()
+        missed = [uses for uses in self.forward_uses if not uses.close()]
         trains = module.training and torch.is_grad_enabled()
         if output is not None and trains and not torch.compiler.is_compiling():
-            self._warn_of_unmet()  # no output: the forward raised
+            for uses in missed:  # no output: the forward raised
+                _report_miss(uses)
 
-    def _warn_of_unmet(self) -> None:
-        for uses in self.forward_uses:
-            if not uses.met:
-                uses.met = True  # once
-                warnings.warn(
-                    f"TrAct is on {uses.weight_name!r}, but this forward did not apply it",
-                    TractWarning,
-                    stacklevel=3,
-                )
+
+def _report_miss(uses: ForwardUses) -> None:
+    if not uses.missed:
+        uses.missed = True
+        warnings.warn(
+            f"TrAct is on {uses.weight_name!r}, but a forward did not apply it where it was found: "
+            "pass example_inputs=… such as that forward takes, or leave TrAct off",
+            TractWarning,
+            stacklevel=3,
+        )
 
 
 class _GatedForward(TorchFunctionMode):
@@ -183,7 +191,7 @@ class _GatedForward(TorchFunctionMode):
             return func(*args, **kwargs)
         call = read_call(func, args, kwargs)
         if call is not None and self._applies(call):
-            self.gate.forward_uses.met = True
+            self.gate.forward_uses.meet()
             args, kwargs = with_weight(self._gated(call), args, kwargs)
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
