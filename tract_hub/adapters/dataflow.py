@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
-from tract_hub.adapters.meta_values import stand_in
+from tract_hub.adapters.meta_values import keep_values, stand_in
 from tract_hub.method.operations import LinearCall, read_call
 
 
@@ -88,6 +88,10 @@ def follow_pixels(
     return trace
 
 
+_FROM_DATA = frozenset((torch.tensor, torch.as_tensor))
+"""Functions that make tensors of numbers."""
+
+
 class _Tags:
     """Tags of tensors, by the storage that they share with their views."""
 
@@ -155,6 +159,8 @@ class _Layers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _FROM_DATA:  # never seen as an operation; its numbers may be read back
+            kwargs.pop("device", None)
         call = read_call(func, args, kwargs)
         weight = self.tags.get(call.weight) if call else NOTHING
         if call is None or not weight.parameters:
@@ -215,7 +221,7 @@ class _Operations(TorchDispatchMode):
             meta_args, meta_kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
             output = stand_in(func, meta_args, meta_kwargs)
         else:
-            output = func(*args, **kwargs)
+            output = func(*args, **keep_values(func, args, kwargs))
         if func._schema.is_mutable and isinstance(output, Tensor) and given:
             output = _written(args, kwargs)  # not its copy on the meta device
         if any(tag is not NOTHING for tag in tags):

@@ -25,12 +25,14 @@ class Example:
         args: positional inputs.
         kwargs: named inputs.
         pixels: those of the tensors that are pixels.
+        environment: environment variables that the forward needs.
 
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     pixels: tuple[Tensor, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def image(model: nn.Module, *shape: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -50,7 +52,8 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
 def _first_complete(model: nn.Module, skeleton: nn.Module, examples: Iterable[Example]) -> Trace:
     failure: Exception | None = None
     for example in examples:
-        trace = follow_pixels(skeleton, example.args, example.kwargs, example.pixels)
+        with _environment(example.environment):
+            trace = follow_pixels(skeleton, example.args, example.kwargs, example.pixels)
         if trace.ended is None:
             return trace
         failure = failure or trace.ended
@@ -59,6 +62,20 @@ def _first_complete(model: nn.Module, skeleton: nn.Module, examples: Iterable[Ex
         f"{type(model).__name__} could not be run on the inputs guessed for it ({message}): pass "
         "example_inputs=… as its forward takes them, or name its first layers with stems=[…]"
     ) from failure
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _first_layers(model: nn.Module, skeleton: nn.Module, trace: Trace) -> list[list[Consumption]]:

@@ -1,0 +1,74 @@
+"""Every Transformers model class that takes images or video, built without a download."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tract_hub.adapters.huggingface import takes_pixels
+
+Builder = Callable[[], nn.Module]
+
+
+def zoo(every_class: bool = False) -> Iterator[tuple[str, Builder]]:
+    """Yield the name of each model type that takes pixels, and what builds it.
+
+    Args:
+        every_class: all classes that Transformers' auto classes know, not one of each type.
+
+    """
+    for model_type, names in _auto_classes().items():
+        for name in names:
+            cls = _class_named(name)
+            if cls is None or not takes_pixels(cls):
+                continue
+            yield f"{model_type}/{name}", partial(build, cls)
+            if not every_class:
+                break
+
+
+def build(cls: Any) -> nn.Module:
+    """Build a model with its class's default config; its parameters take no memory."""
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights():  # buffers keep their values, as in a model in use
+            model: nn.Module = cls(_config(cls))
+    except RuntimeError:  # a single parameter too large to be allocated even once
+        with torch.device("meta"):
+            model = cls(_config(cls))
+    return model.eval()
+
+
+def _auto_classes() -> dict[str, list[str]]:
+    """Model type → the names of its classes, the base model first."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, dict[str, None]] = {}
+    for mapping, table in vars(modeling_auto).items():
+        if not (mapping.startswith("MODEL_") and mapping.endswith("MAPPING_NAMES")):
+            continue
+        for model_type, names in table.items():
+            names = names if isinstance(names, (tuple, list)) else (names,)
+            found.setdefault(model_type, {}).update(dict.fromkeys(names))
+    return {model_type: list(names) for model_type, names in found.items()}
+
+
+def _class_named(name: str) -> Any:
+    """A class of Transformers; None where a library that it needs is not installed."""
+    import transformers
+
+    cls = getattr(transformers, name, None)
+    try:
+        return cls if inspect.isfunction(getattr(cls, "forward", None)) else None
+    except ImportError:
+        return None
+
+
+def _config(cls: Any) -> Any:
+    return cls.config_class()
