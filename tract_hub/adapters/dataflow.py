@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
-from tract_hub.adapters.meta_values import keep_values, stand_in
+from tract_hub.adapters.meta_values import keep_values, stand_in, stand_in_list
 from tract_hub.method.operations import LinearCall, read_call
 
 
@@ -57,9 +57,19 @@ class Trace:
     elsewhere: dict[str, set[str]] = field(default_factory=dict)
     ended: Exception | None = None
 
+    def add(self, other: Trace) -> None:
+        """Add what another call of the same model showed."""
+        self.layers += other.layers
+        self.behind |= other.behind
+        self.ended = self.ended or other.ended
+
 
 def follow_pixels(
-    skeleton: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Iterable[Tensor]
+    skeleton: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    pixels: Iterable[Tensor],
+    method: str = "forward",
 ) -> Trace:
     """Run a skeleton once and record every layer that the pixels reach.
 
@@ -68,9 +78,11 @@ def follow_pixels(
         args: positional inputs of its forward, on the meta device or small and real.
         kwargs: its named inputs.
         pixels: those of the inputs that are pixels.
+        method: what to call instead of the forward.
 
     """
     trace = Trace()
+    call = skeleton if method == "forward" else getattr(skeleton, method)
     tags = _Tags()
     names: dict[int, str] = {}
     for name, parameter in skeleton.named_parameters():
@@ -82,7 +94,7 @@ def follow_pixels(
     try:
         layers = _Layers(trace, tags, running.stack, names)
         with torch.no_grad(), running, layers, _Operations(trace, tags, layers):
-            skeleton(*args, **kwargs)
+            call(*args, **kwargs)
     except Exception as error:
         trace.ended = error
     return trace
@@ -159,6 +171,8 @@ class _Layers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.tolist and args[0].is_meta:
+            return stand_in_list(args[0])
         if func in _FROM_DATA:  # never seen as an operation; its numbers may be read back
             kwargs.pop("device", None)
         call = read_call(func, args, kwargs)

@@ -26,6 +26,8 @@ class Example:
         kwargs: named inputs.
         pixels: those of the tensors that are pixels.
         environment: environment variables that the forward needs.
+        method: what to call instead of the forward, where only a part of the model can be run.
+        also: further calls, where one call cannot take all pixels.
 
     """
 
@@ -33,6 +35,8 @@ class Example:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     pixels: tuple[Tensor, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    method: str = "forward"
+    also: tuple[Example, ...] = ()
 
 
 def image(model: nn.Module, *shape: int) -> Tensor:

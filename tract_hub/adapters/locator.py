@@ -43,25 +43,44 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
     skeleton = meta_skeleton(inner)
     given = example_inputs is not None
     examples = [given_example(inner, example_inputs)] if given else examples_for(inner)
-    trace = _first_complete(inner, skeleton, examples)
+    trace, example = _first_complete(inner, skeleton, examples)
     groups = _first_layers(inner, skeleton, trace)
-    stems = [_stem(inner, skeleton, group, prefix) for group in groups]
+    notes = _part_note(example)
+    stems = [_stem(inner, skeleton, group, prefix, notes) for group in groups]
     return tuple(sorted(stems, key=lambda stem: stem.weight_name))
 
 
-def _first_complete(model: nn.Module, skeleton: nn.Module, examples: Iterable[Example]) -> Trace:
+def _first_complete(
+    model: nn.Module, skeleton: nn.Module, examples: Iterable[Example]
+) -> tuple[Trace, Example]:
+    """Trace the first example whose forward comes to its end and uses the pixels."""
     failure: Exception | None = None
+    unused: tuple[Trace, Example] | None = None
     for example in examples:
-        with _environment(example.environment):
-            trace = follow_pixels(skeleton, example.args, example.kwargs, example.pixels)
-        if trace.ended is None:
-            return trace
+        trace = _run(skeleton, example)
         failure = failure or trace.ended
+        if trace.ended is None and trace.layers:
+            return trace, example
+        if trace.ended is None:
+            unused = unused or (trace, example)
+    if unused:
+        return unused
     message = str(failure).strip().partition("\n")[0] or type(failure).__name__
     raise ExampleInputError(
         f"{type(model).__name__} could not be run on the inputs guessed for it ({message}): pass "
         "example_inputs=… as its forward takes them, or name its first layers with stems=[…]"
     ) from failure
+
+
+def _run(skeleton: nn.Module, example: Example) -> Trace:
+    with _environment(example.environment):
+        trace = follow_pixels(
+            skeleton, example.args, example.kwargs, example.pixels, example.method
+        )
+    for further in example.also:
+        if trace.ended is None:
+            trace.add(_run(skeleton, further))
+    return trace
 
 
 @contextmanager
@@ -117,7 +136,13 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
     return f"{name}: no layer with a weight reads the pixels; {advice}"
 
 
-def _stem(model: nn.Module, skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Stem:
+def _stem(
+    model: nn.Module,
+    skeleton: nn.Module,
+    layers: list[Consumption],
+    prefix: str,
+    further_notes: Iterable[str],
+) -> Stem:
     first = layers[0]
     call = first.call
     if call is None:  # excluded before; said for the type checker
@@ -139,7 +164,7 @@ def _stem(model: nn.Module, skeleton: nn.Module, layers: list[Consumption], pref
         sites=tuple(_sites(skeleton, layers, prefix)),
         uses=len(layers),
         derived=any(layer.derived for layer in layers),
-        notes=tuple(_notes(layers)),
+        notes=(*_notes(layers), *further_notes),
         reason=_reason(first.flow),
     )
 
@@ -170,6 +195,16 @@ def _notes(layers: list[Consumption]) -> Iterator[str]:
     trained = dict.fromkeys(name for layer in layers for name in layer.flow.trained)
     if trained:
         yield f"the pixels pass {', '.join(trained)} first: the layer's own input is used"
+
+
+def _part_note(example: Example) -> list[str]:
+    if example.method == "forward":
+        return []
+    methods = ", ".join(call.method for call in (example, *example.also))
+    return [
+        f"the forward could not be run on guessed inputs; the pixels were followed through "
+        f"{methods} alone: pass example_inputs=… to follow them through the whole"
+    ]
 
 
 def _reason(flow: Flow) -> str:

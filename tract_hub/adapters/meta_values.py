@@ -45,6 +45,11 @@ def _scalar(tensor: Tensor) -> bool | int | float:
     return 1.0 if tensor.is_floating_point() else 1
 
 
+def stand_in_list(tensor: Tensor) -> Any:
+    """Answer ``tolist`` for a tensor without values."""
+    return torch.full(tensor.shape, _scalar(tensor), dtype=tensor.dtype, device="cpu").tolist()
+
+
 def _nonzero(tensor: Tensor) -> Tensor:
     return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device="meta")
 
