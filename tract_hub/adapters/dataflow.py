@@ -60,7 +60,8 @@ class Trace:
     def add(self, other: Trace) -> None:
         """Add what another call of the same model showed."""
         self.layers += other.layers
-        self.behind |= other.behind
+        for operation, parameters in other.elsewhere.items():
+            self.elsewhere.setdefault(operation, set()).update(parameters)
         self.ended = self.ended or other.ended
 
 

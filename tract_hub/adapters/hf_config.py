@@ -26,6 +26,7 @@ class ImageSizes:
         tiles: images that one image is cut into.
         mels: frequencies of a spectrogram.
         sound: its steps in time.
+        clips: grids of patches, one after another in time, that a video has.
 
     """
 
@@ -39,17 +40,18 @@ class ImageSizes:
     tiles: int
     mels: int
     sound: int
+    clips: int = 1
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches: a small grid that merges without remainder."""
-        side = self.merge * max(2, 8 // self.merge)
+        side = self.merge * max(2, 12 // self.merge)
         return side, side
 
     @property
     def patches(self) -> int:
-        """Number of patches in the grid."""
-        return self.grid[0] * self.grid[1]
+        """Number of patches in all grids."""
+        return self.clips * self.grid[0] * self.grid[1]
 
     @property
     def patch_features(self) -> int:
@@ -78,8 +80,19 @@ class Settings:
 
     def image_sizes(self) -> ImageSizes:
         """Read the sizes of images, with usual ones where the config tells nothing."""
-        size = self.get("image_size", "crop_size", "input_size", "resolution", "pretrain_image_size")
+        size = self.get(
+            "image_size",
+            "crop_size",
+            "max_img_size",
+            "input_size",
+            "train_size",
+            "resolution",
+            "pretrain_image_size",
+        )
         height, width = _sides(size, 224)
+        ratios = self.get("scaled_images_ratios")  # the smallest copy of an image is one patch
+        if ratios:
+            height = width = int(self.number("patch_size", default=384) / min(ratios))
         tubelet = self.get("tubelet_size", "temporal_patch_size", "patch_temporal")
         return ImageSizes(
             channels=self.number("num_channels", "in_channels", "in_chans", default=3),
@@ -88,7 +101,13 @@ class Settings:
             patch=self.number("patch_size", default=16),
             frames=self.number("num_frames", "frames_per_clip", default=8),
             frames_per_patch=_first(tubelet, 1),
-            merge=self.number("spatial_merge_size", "merge_kernel_size", "merge_size", default=1),
+            merge=self.number(
+                "spatial_merge_size",
+                "merge_kernel_size",
+                "merge_size",
+                "pooling_kernel_size",
+                default=1,
+            ),
             tiles=self.number("max_num_tiles", default=1),
             mels=self.number("num_mel_bins", "feature_size", default=80),
             sound=2 * self.number("max_source_positions", default=512),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ PIXELS = re.compile(
     r"(\w+_)?pixel_values(_\w+)?|images?|flattened_patches|image_patches|prompt_depth|prompt_masks"
 )
 """Parameters of a forward that are images or video."""
+
+UNNAMED_PIXELS = re.compile(r"inputs|hidden_states")
+"""Parameters that are pixels where no other is: of Perceiver, and of towers of vision alone."""
 
 SPECTROGRAMS = re.compile(r"input_features|input_values")
 """Parameters that are sound, followed where a forward takes no pixels."""
@@ -52,14 +55,28 @@ def make_inputs(
     kwargs: dict[str, Any] = {}
     pixels: list[Tensor] = []
     for name in names:
-        if PIXELS.fullmatch(name) or SPECTROGRAMS.fullmatch(name):
+        if any(kind.fullmatch(name) for kind in (PIXELS, UNNAMED_PIXELS, SPECTROGRAMS)):
             layout = situation.video_layout if "video" in name else situation.layout
-            shape = LAYOUTS[layout](situation.sizes)
+            shape = LAYOUTS[layout](_sizes_for(name, situation))
             kwargs[name] = torch.empty(shape, dtype=situation.dtype, device="meta")
             pixels.append(kwargs[name])
         elif name in MAKERS:
             kwargs[name] = MAKERS[name](situation)
     return kwargs, tuple(pixels)
+
+
+def _sizes_for(name: str, situation: Situation) -> ImageSizes:
+    """Sizes of an input with a config of its own: ``high_res_pixel_values``, say."""
+    if "video" in name:
+        return _video_sizes(situation)
+    prefix = name.partition("pixel_values")[0].rstrip("_")
+    config = situation.settings.get(f"{prefix}_vision_config") if prefix else None
+    return Settings(config).image_sizes() if config else situation.sizes
+
+
+def _video_sizes(situation: Situation) -> ImageSizes:
+    clips = situation.settings.number("temporal_merge_size", default=1)
+    return replace(situation.sizes, clips=clips)
 
 
 def _token_types(situation: Situation) -> Tensor:
@@ -109,7 +126,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
     "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", default=77)),
     "image_grid_thw": _grid_in_time,
-    "video_grid_thw": _grid_in_time,
+    "video_grid_thw": lambda s: torch.tensor([[_video_sizes(s).clips, *s.sizes.grid]]),
     "grid_thw": _grid_in_time,
     "grid_hws": _grid,
     "image_grid_hw": _grid,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 
 from tract_hub.adapters.hf_config import ImageSizes
 
@@ -29,6 +30,7 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
         s.channels,
     ),
     "placed patches": lambda s: (1, s.patches, 2 + s.patch_features),
+    "pair of surroundings": lambda s: (1, 2, s.channels * 3**2, s.height, s.width),
     "mel × time": lambda s: (1, s.mels, s.sound),
     "time × mel": lambda s: (1, s.sound, s.mels),
     "one channel of time × mel": lambda s: (1, 1, s.sound, s.mels),
@@ -48,27 +50,25 @@ _IMAGES = (
     ("image_patches", ("padded patches",)),
     ("prompt_pixel_values", ("half image", "image")),
     ("pixel_attention_mask", ("one of several", "image")),
+    ("inputs", ("image", "pair of surroundings")),
 )
 """Part of a parameter's name → the layouts that it hints at."""
 
 _USUAL = ("image", "frames", "one of several", "pair", "channels before frames", "tiles")
+_VIDEOS = ("frames", "channels before frames", "several videos", "padded patches")
 
 
-def image_layouts(names: Iterable[str]) -> tuple[str, ...]:
-    """Layouts of images that fit a forward with these parameters, the likeliest first."""
-    text = " ".join(names)
-    hinted = next((layouts for part, layouts in _IMAGES if part in text), ())
+def layout_pairs(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield layouts of images and of videos that fit a forward's inputs, the likeliest first."""
+    names = list(names)
+    images = _image_layouts(" ".join(names))
+    if any("video" in name and "pixel" in name for name in names):
+        packed = any("grid" in name or "target_sizes" in name for name in names)
+        yield from zip(images, images, strict=True) if packed else product(images, _VIDEOS)
+    else:
+        yield from ((layout, "frames") for layout in images)
+
+
+def _image_layouts(names: str) -> tuple[str, ...]:
+    hinted = next((layouts for part, layouts in _IMAGES if part in names), ())
     return hinted or (*_USUAL, "padded patches", "patches", "merged patches")
-
-
-def video_layouts(names: Iterable[str]) -> tuple[str, ...]:
-    """Layouts of videos that fit a forward with these parameters, the likeliest first."""
-    videos = [name for name in names if "video" in name]
-    if not any("pixel" in name for name in videos):
-        return ("frames",)
-    text = " ".join(videos)
-    if "grid" in text:
-        return ("patches", "square patches", "frames")
-    if "target_sizes" in text:
-        return ("strip of patches",)
-    return ("frames", "channels before frames", "several videos", "padded patches")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -18,10 +18,11 @@ from tract_hub.adapters.hf_inputs import (
     NOT_AT_FIRST,
     PIXELS,
     SPECTROGRAMS,
+    UNNAMED_PIXELS,
     Situation,
     make_inputs,
 )
-from tract_hub.adapters.hf_layouts import image_layouts, video_layouts
+from tract_hub.adapters.hf_layouts import layout_pairs
 from tract_hub.errors import ExampleInputError
 
 UNCHECKED = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
@@ -35,7 +36,8 @@ Names = list[str]
 
 def takes_pixels(cls: Any) -> bool:
     """Whether the forward of a class of models takes images or video."""
-    return any(PIXELS.fullmatch(name) for name in inspect.signature(cls.forward).parameters)
+    names, _ = _parameters(cls.forward)
+    return bool(_pixels_of(names)) or {"hidden_states", "grid_thw"} <= set(names)
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
@@ -47,14 +49,22 @@ def examples(model: nn.Module) -> Iterator[Example]:
     """
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
-    known = [n for n in names if n in MAKERS or n in pixels]
-    yield from _calls(model, [n for n in known if n not in NOT_AT_FIRST or n in required])
-    yield from _calls(model, known)
-    yield from _calls(model, [n for n in known if n in required or n in pixels])
-    images, videos = _without(known, "video"), _without(known, "image|pixel_values")
-    if _pixels_of(images) and _pixels_of(videos) and images != known:
+    for choice in _choices(names, pixels, required):
+        yield from _calls(model, choice)
+    images, videos = _without(names, "video"), _without(names, "image")
+    if _pixels_of(images) and _pixels_of(videos) and images != names:
         yield from _one_after_another(_calls(model, images), _calls(model, videos))
     yield from _parts(model, set(pixels))
+
+
+def _choices(names: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
+    """Yield names of inputs to give together: the usual ones, all that are known, the fewest."""
+    known = [n for n in names if n in MAKERS or n in pixels]
+    usual = [n for n in known if n not in NOT_AT_FIRST or n in required]
+    fewest = [n for n in known if n in required or n in pixels]
+    for i, choice in enumerate(choices := [usual, known, fewest]):
+        if choice not in choices[:i]:
+            yield choice
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[Names, set[str]]:
@@ -72,14 +82,21 @@ def _pixels_of(names: Iterable[str]) -> Names:
 
 
 def _pixel_names(model: nn.Module, names: Names) -> Names:
-    pixels = _pixels_of(names) or [name for name in names if SPECTROGRAMS.fullmatch(name)]
-    if pixels:
-        return pixels
+    if any(_pixels_of(_parameters(getattr(model, part, _nothing))[0]) for part in PARTS):
+        return _pixels_of(names)
+    for pattern in (PIXELS, SPECTROGRAMS, UNNAMED_PIXELS):
+        found = [name for name in names if pattern.fullmatch(name)]
+        if found:
+            return found
     raise ExampleInputError(
         f"{type(model).__name__} takes no pixels: its forward's inputs are "
         f"{', '.join(names[:6])}, …; if some of them hold pixels, pass example_inputs={{…}} with "
         "the pixels as a tensor of fractions, or name its first layers with stems=[…]"
     )
+
+
+def _nothing() -> None:
+    """Stand in for a method that a model does not have."""
 
 
 def _without(names: Names, kind: str) -> Names:
@@ -95,7 +112,7 @@ def _calls(model: nn.Module, names: Names, method: str = "forward") -> Iterator[
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     dtype = next(floating, torch.float32)
     for sizes in _sizes(model, settings):
-        for layout, video_layout in product(image_layouts(names), video_layouts(names)):
+        for layout, video_layout in layout_pairs(names):
             situation = Situation(sizes, settings, layout, video_layout, dtype)
             kwargs, pixels = make_inputs(names, situation)
             yield Example(kwargs=kwargs, pixels=pixels, environment=UNCHECKED, method=method)
@@ -120,8 +137,8 @@ def _parts(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of the methods that together read all pixels, if there are such methods."""
     calls: list[list[Example]] = []
     for method in PARTS:
-        names, _ = _parameters(getattr(model, method, lambda: None))
-        read = pixels.intersection(names)
+        names, _ = _parameters(getattr(model, method, _nothing))
+        read = pixels.intersection(names) if pixels else set(_pixels_of(names))
         if read:
             known = [n for n in names if n in MAKERS or n in read]
             few = [n for n in known if n not in NOT_AT_FIRST]

@@ -12,6 +12,45 @@ from torch import nn
 
 from tract_hub.adapters.huggingface import takes_pixels
 
+_SQUARE_896 = {"vision_config": {"image_size": 896, "patch_size": 14}}
+_SQUARE_512 = {"vision_config": {"image_size": 512, "patch_size": 16}}
+
+LACKING: dict[str, dict[str, Any]] = {
+    "aria": {
+        "vision_config": {"model_type": "idefics3_vision", "image_size": 490, "patch_size": 14}
+    },
+    "aya_vision": {"vision_config": {"model_type": "siglip_vision_model"}},
+    "blip-2": {"image_token_index": 1},
+    "chameleon": {"vocabulary_map": {"<image>": 1, "IMGIMGAZ": 2}},
+    "colmodernvbert": {"vlm_config": {"model_type": "modernvbert", **_SQUARE_512}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] * 12, "num_hidden_layers": 12}},
+    "embedding_gemma2": {"vision_config": {}},
+    "emu3": {"vocabulary_map": {"<image>": 1, "<|extra_200|>": 2, "<|visual token 000003|>": 3}},
+    "gemma3": _SQUARE_896,
+    "gemma4": {"vision_config": {}},
+    "gemma4_unified": {"vision_config": {}},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
+    "idefics3": _SQUARE_512,
+    "instructblip": {"image_token_index": 1},
+    "instructblipvideo": {"video_token_index": 1},
+    "modernvbert": _SQUARE_512,
+    "perception_lm": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_large_patch14_336",
+            "model_args": {"embed_dim": 1024, "global_pool": ""},
+        }
+    },
+    "rf_detr": {"backbone_config": {"model_type": "rf_detr_dinov2", "image_size": 448}},
+    "shieldgemma2": _SQUARE_896,
+    "smolvlm": _SQUARE_512,
+    "timm_backbone": {"backbone": "resnet18"},
+    "ultravbert": _SQUARE_512,
+    "vitmatte": {"fusion_hidden_sizes": [256, 128, 64, 32]},
+}
+"""Model type → settings without which its default config describes no working model."""
+
 Builder = Callable[[], nn.Module]
 
 
@@ -71,4 +110,15 @@ def _class_named(name: str) -> Any:
 
 
 def _config(cls: Any) -> Any:
-    return cls.config_class()
+    """The default config of a class, with what it lacks to build or to run."""
+    kind = cls.config_class.model_type
+    if kind == "vision-encoder-decoder":
+        return _pair(cls.config_class)
+    return cls.config_class(**LACKING.get(kind, {}))
+
+
+def _pair(config_class: Any) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    vision, text = CONFIG_MAPPING["vit"](), CONFIG_MAPPING["gpt2"]()
+    return config_class.from_encoder_decoder_configs(vision, text)
