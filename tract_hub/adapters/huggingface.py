@@ -49,17 +49,23 @@ def examples(model: nn.Module) -> Iterator[Example]:
     """
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
-    for choice in _choices(names, pixels, required):
+    known = _known(names, pixels)
+    for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
-    images, videos = _without(names, "video"), _without(names, "image")
-    if _pixels_of(images) and _pixels_of(videos) and images != names:
+    images, videos = _without(known, "video"), _without(known, "image")
+    if _pixels_of(images) and _pixels_of(videos) and images != known:
         yield from _one_after_another(_calls(model, images), _calls(model, videos))
     yield from _parts(model, set(pixels))
 
 
-def _choices(names: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
+def _known(names: Names, pixels: Names) -> Names:
+    """Names of the inputs that can be made; not of sound where there are pixels."""
+    sound = any(SPECTROGRAMS.fullmatch(name) for name in pixels)
+    return [n for n in names if n in pixels or (n in MAKERS and (sound or "features" not in n))]
+
+
+def _choices(known: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
     """Yield names of inputs to give together: the usual ones, all that are known, the fewest."""
-    known = [n for n in names if n in MAKERS or n in pixels]
     usual = [n for n in known if n not in NOT_AT_FIRST or n in required]
     fewest = [n for n in known if n in required or n in pixels]
     for i, choice in enumerate(choices := [usual, known, fewest]):

@@ -12,13 +12,12 @@ from torch import nn
 
 from tract_hub.adapters.huggingface import takes_pixels
 
+_SQUARE_490 = {"image_size": 490, "patch_size": 14}
 _SQUARE_896 = {"vision_config": {"image_size": 896, "patch_size": 14}}
 _SQUARE_512 = {"vision_config": {"image_size": 512, "patch_size": 16}}
 
 LACKING: dict[str, dict[str, Any]] = {
-    "aria": {
-        "vision_config": {"model_type": "idefics3_vision", "image_size": 490, "patch_size": 14}
-    },
+    "aria": {"vision_config": {"model_type": "idefics3_vision", **_SQUARE_490}},
     "aya_vision": {"vision_config": {"model_type": "siglip_vision_model"}},
     "blip-2": {"image_token_index": 1},
     "chameleon": {"vocabulary_map": {"<image>": 1, "IMGIMGAZ": 2}},
@@ -47,7 +46,15 @@ LACKING: dict[str, dict[str, Any]] = {
     "smolvlm": _SQUARE_512,
     "timm_backbone": {"backbone": "resnet18"},
     "ultravbert": _SQUARE_512,
-    "vitmatte": {"fusion_hidden_sizes": [256, 128, 64, 32]},
+    "vitmatte": {
+        "backbone_config": {
+            "model_type": "vitdet",
+            "num_channels": 4,
+            "hidden_size": 384,
+            "num_attention_heads": 6,
+        },
+        "fusion_hidden_sizes": [256, 128, 64, 32],
+    },
 }
 """Model type → settings without which its default config describes no working model."""
 
