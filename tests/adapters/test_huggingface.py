@@ -88,7 +88,7 @@ def test_a_model_of_text_takes_no_pixels(name: str) -> None:
 
 
 def test_pixels_as_an_index_are_refused() -> None:
-    with pytest.raises(tract_hub.TractError, match="ImageGPTModel takes no pixels.*input_ids"):
+    with pytest.raises(tract_hub.TractError, match=r"ImageGPTModel takes no pixels.*input_ids"):
         tract_hub.locate(build(transformers.ImageGPTModel))
 
 
