@@ -139,6 +139,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "pixel_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
     "image_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
     "video_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
+    "num_frames_per_video": lambda s: _ones(1),
     "image_sizes": lambda s: torch.tensor([[s.sizes.height, s.sizes.width]]),
     "pixel_attention_mask": _mask_of_pixels,
     "pixel_mask": _mask_of_pixels,

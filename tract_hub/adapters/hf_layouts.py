@@ -19,6 +19,7 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "cubes, channels last": lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
     "patches": lambda s: (s.patches, s.patch_features),
     "padded patches": lambda s: (1, s.patches, s.patch_features),
+    "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
     "square patches": lambda s: (s.patches, s.channels, s.patch, s.patch),
     "padded square patches": lambda s: (1, s.patches, s.channels, s.patch, s.patch),
     "cube patches": lambda s: (s.patches, s.channels, s.frames_per_patch, s.patch, s.patch),
@@ -45,8 +46,8 @@ _IMAGES = (
     ("grid", ("patches", "square patches", "padded square patches", "cube patches", "image")),
     ("target_sizes", ("strip of patches", "image")),
     ("spatial_shapes", ("padded patches", "image")),
-    ("l_position_ids", ("padded patches", "image")),
-    ("image_position_ids", ("padded patches", "image")),
+    ("pixel_position_ids", ("padded patches", "padded merged patches", "image")),
+    ("image_position_ids", ("padded patches", "padded merged patches", "image")),
     ("image_patches", ("padded patches",)),
     ("prompt_pixel_values", ("half image", "image")),
     ("pixel_attention_mask", ("one of several", "image")),
@@ -55,7 +56,13 @@ _IMAGES = (
 """Part of a parameter's name → the layouts that it hints at."""
 
 _USUAL = ("image", "frames", "one of several", "pair", "channels before frames", "tiles")
-_VIDEOS = ("frames", "channels before frames", "several videos", "padded patches")
+_VIDEOS = (
+    "frames",
+    "channels before frames",
+    "several videos",
+    "padded patches",
+    "padded merged patches",
+)
 
 
 def layout_pairs(names: Iterable[str]) -> Iterator[tuple[str, str]]:

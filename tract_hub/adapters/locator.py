@@ -56,8 +56,11 @@ def _first_complete(
     """Trace the first example whose forward comes to its end and uses the pixels."""
     failure: Exception | None = None
     unused: tuple[Trace, Example] | None = None
+    met: dict[int, Trace] = {}
+    kept = []  # an id is used again once its object is gone
     for example in examples:
-        trace = _run(skeleton, example)
+        kept.append(example)
+        trace = _run(skeleton, example, met)
         failure = failure or trace.ended
         if trace.ended is None and trace.layers:
             return trace, example
@@ -72,15 +75,18 @@ def _first_complete(
     ) from failure
 
 
-def _run(skeleton: nn.Module, example: Example) -> Trace:
-    with _environment(example.environment):
-        trace = follow_pixels(
-            skeleton, example.args, example.kwargs, example.pixels, example.method
-        )
-    for further in example.also:
-        if trace.ended is None:
-            trace.add(_run(skeleton, further))
-    return trace
+def _run(skeleton: nn.Module, example: Example, met: dict[int, Trace]) -> Trace:
+    """Trace an example's calls, each only once however many examples share it."""
+    whole = Trace()
+    for call in (example, *example.also):
+        key = id(call.kwargs)
+        if key not in met:
+            with _environment(call.environment):
+                met[key] = follow_pixels(skeleton, call.args, call.kwargs, call.pixels, call.method)
+        whole.add(met[key])
+        if whole.ended:
+            break
+    return whole
 
 
 @contextmanager
