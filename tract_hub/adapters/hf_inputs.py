@@ -116,13 +116,21 @@ def _mask_of_pixels(situation: Situation) -> Tensor:
     return _ones(*shape[:2]) if "patches" in situation.layout else _ones(*shape[:-3], *shape[-2:])
 
 
+def _mask_of_images(situation: Situation) -> Tensor:
+    """Which words see which image (Idefics), or which patches of two crops are used (Phi-4)."""
+    sizes = situation.sizes
+    if situation.layout == "pair":
+        return _ones(1, 2, sizes.height // sizes.patch, sizes.width // sizes.patch)
+    return _words(situation).unsqueeze(-1)
+
+
 MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "input_ids": _text,
     "decoder_input_ids": _words,
     "qformer_input_ids": _words,
     "mm_token_type_ids": _token_types,
     "attention_mask": _words,
-    "image_attention_mask": lambda s: _words(s).unsqueeze(-1),
+    "image_attention_mask": _mask_of_images,
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
     "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", default=77)),
     "image_grid_thw": _grid_in_time,

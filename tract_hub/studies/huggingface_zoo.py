@@ -16,19 +16,35 @@ _SQUARE_490 = {"image_size": 490, "patch_size": 14}
 _SQUARE_896 = {"vision_config": {"image_size": 896, "patch_size": 14}}
 _SQUARE_512 = {"vision_config": {"image_size": 512, "patch_size": 16}}
 
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+
 LACKING: dict[str, dict[str, Any]] = {
     "aria": {"vision_config": {"model_type": "idefics3_vision", **_SQUARE_490}},
     "aya_vision": {"vision_config": {"model_type": "siglip_vision_model"}},
     "blip-2": {"image_token_index": 1},
     "chameleon": {"vocabulary_map": {"<image>": 1, "IMGIMGAZ": 2}},
     "colmodernvbert": {"vlm_config": {"model_type": "modernvbert", **_SQUARE_512}},
+    "cohere_compass": {
+        "text_config": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}}
+    },
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "qwen4_exp": {
+        "text_config": {
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 256,
+            "indexer_budget": 2048,
+            "indexer_compress_ratio": 32,
+        }
+    },
+    "t5gemma2": {"encoder": _SQUARE_896},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] * 12, "num_hidden_layers": 12}},
     "embedding_gemma2": {"vision_config": {}},
     "emu3": {"vocabulary_map": {"<image>": 1, "<|extra_200|>": 2, "<|visual token 000003|>": 3}},
     "gemma3": _SQUARE_896,
     "gemma4": {"vision_config": {}},
     "gemma4_unified": {"vision_config": {}},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "4/8"},
     "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "idefics3": _SQUARE_512,
     "instructblip": {"image_token_index": 1},
