@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,12 +51,18 @@ def follow(model: nn.Module, skeleton: nn.Module, example_inputs: Any = None) ->
     guess = example_inputs is None
     examples = examples_for(model) if guess else iter([given_example(model, example_inputs)])
     runner = _Runner(skeleton, [*model.parameters(), *model.buffers()])
-    failures = []
+    failures: list[Trace] = []
+    unused: Attempt | None = None
     for example in examples:
         attempt = _varied(runner, example) if guess else runner.run(example)
-        if attempt.trace.ended is None:
+        if attempt.trace.ended is not None:
+            failures.append(attempt.trace)
+        elif attempt.trace.layers or not guess:
             return attempt
-        failures.append(attempt.trace)
+        else:  # a forward may do without the pixels that another choice of inputs makes it use
+            unused = unused or attempt
+    if unused:
+        return unused
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
 
 
@@ -61,7 +70,7 @@ def _varied(runner: _Runner, example: Example) -> Attempt:
     """Run on these inputs, and then on other shapes of them, as each failure proposes."""
     search = ShapeSearch()
     first = attempt = runner.run(example)
-    while attempt.trace.ended is not None:
+    while attempt.trace.ended is not None and not example.fixed:
         proposed = search.next(attempt.example, attempt.trace.mismatch)
         if proposed is None:
             return first  # its message is about a shape that the model's zoo or layers declare
@@ -73,12 +82,40 @@ def _varied(runner: _Runner, example: Example) -> Attempt:
 class _Runner:
     skeleton: nn.Module
     live: list[Tensor]
+    traces: dict[int, tuple[Example, Trace]] = field(default_factory=dict)
 
     def run(self, example: Example) -> Attempt:
-        trace = follow_pixels(
-            self.skeleton, example.args, example.kwargs, example.pixels, self.live
-        )
-        return Attempt(self.skeleton, example, trace)
+        whole = Trace()
+        for call in (example, *example.also):
+            whole.add(self._trace(call))
+            if whole.ended:
+                break
+        return Attempt(self.skeleton, example, whole)
+
+    def _trace(self, call: Example) -> Trace:
+        """Trace one call, only once however many examples share it."""
+        key = id(call.kwargs) if call.kwargs else id(call)
+        if key not in self.traces:  # keeps the call too: its id must not be used again
+            with _environment(call.environment):
+                trace = follow_pixels(
+                    self.skeleton, call.args, call.kwargs, call.pixels, self.live, call.method
+                )
+            self.traces[key] = call, trace
+        return self.traces[key][1]
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:

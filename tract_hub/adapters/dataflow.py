@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from tract_hub.adapters import flow as rules
 from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
 from tract_hub.adapters.meta_autocast import meta_autocast
-from tract_hub.adapters.meta_values import stand_in
+from tract_hub.adapters.meta_values import keep_values, stand_in, stand_in_list
 from tract_hub.adapters.mismatch import Mismatch, mismatch_of
 from tract_hub.adapters.recurrence import run_first_step
 from tract_hub.errors import ExampleInputError
@@ -66,6 +66,15 @@ class Trace:
     mismatch: Mismatch | None = None
     looked_up: str | None = None
 
+    def add(self, other: Trace) -> None:
+        """Add what another call of the same model showed."""
+        self.layers += other.layers
+        for operation, parameters in other.elsewhere.items():
+            self.elsewhere.setdefault(operation, set()).update(parameters)
+        self.ended = self.ended or other.ended
+        self.mismatch = self.mismatch or other.mismatch
+        self.looked_up = self.looked_up or other.looked_up
+
 
 def follow_pixels(
     skeleton: nn.Module,
@@ -73,6 +82,7 @@ def follow_pixels(
     kwargs: Mapping[str, Any],
     pixels: Iterable[Tensor],
     live: Iterable[Tensor] = (),
+    method: str = "forward",
 ) -> Trace:
     """Run a skeleton once and record every layer that the pixels reach.
 
@@ -82,9 +92,11 @@ def follow_pixels(
         kwargs: its named inputs.
         pixels: those of the inputs that are pixels.
         live: tensors that must not be touched; a forward that does is ended.
+        method: what to call instead of the forward.
 
     """
     trace = Trace()
+    call = skeleton if method == "forward" else getattr(skeleton, method)
     tags = _Tags()
     names: dict[int, str] = {}
     for name, parameter in skeleton.named_parameters():
@@ -102,10 +114,14 @@ def follow_pixels(
             layers,
             _Operations(trace, tags, layers, live),
         ):
-            skeleton(*args, **kwargs)
+            call(*args, **kwargs)
     except Exception as error:
         trace.ended = error
     return trace
+
+
+_FROM_DATA = frozenset((torch.tensor, torch.as_tensor))
+"""Functions that make tensors of numbers."""
 
 
 class _Tags:
@@ -175,6 +191,10 @@ class _Layers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.tolist and args[0].is_meta:
+            return stand_in_list(args[0])
+        if func in _FROM_DATA:  # never seen as an operation; its numbers may be read back
+            kwargs.pop("device", None)
         call = read_call(func, args, kwargs)
         weight = self.tags.get(call.weight) if call else NOTHING
         if call is not None and weight.parameters:
@@ -249,7 +269,7 @@ class _Operations(TorchDispatchMode):
             meta_args, meta_kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
             output = stand_in(func, meta_args, meta_kwargs)
         else:
-            output = func(*args, **kwargs)
+            output = func(*args, **keep_values(func, args, kwargs))
         if func._schema.is_mutable and isinstance(output, Tensor) and given:
             output = _written(args, kwargs)  # not its copy on the meta device
         if any(tag is not NOTHING for tag in tags):

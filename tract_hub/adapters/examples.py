@@ -27,6 +27,10 @@ class Example:
         kwargs: named inputs.
         pixels: those of the tensors that are pixels.
         channel_axis: where their channels are; an image of a list has no batch in front.
+        environment: environment variables that the forward needs.
+        method: what to call instead of the forward, where only a part of the model can be run.
+        also: further calls, where one call cannot take all pixels.
+        fixed: whether the shapes follow from the model's config; else others may be tried.
 
     """
 
@@ -34,6 +38,10 @@ class Example:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     pixels: tuple[Tensor, ...] = ()
     channel_axis: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+    method: str = "forward"
+    also: tuple[Example, ...] = ()
+    fixed: bool = False
 
 
 def image(model: nn.Module, *shape: int) -> Tensor:

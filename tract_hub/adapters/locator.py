@@ -10,7 +10,7 @@ from torch import nn
 
 from tract_hub.adapters.attempts import Attempt, follow
 from tract_hub.adapters.dataflow import Consumption, Trace
-from tract_hub.adapters.examples import zoo_of
+from tract_hub.adapters.examples import Example, zoo_of
 from tract_hub.adapters.flow import Flow, Kind
 from tract_hub.adapters.skeleton import meta_skeleton
 from tract_hub.adapters.wrappers import unwrap
@@ -51,7 +51,8 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
 def stems_of(model: nn.Module, attempt: Attempt, prefix: str = "") -> tuple[Stem, ...]:
     """Return the first layers that a forward showed; their names begin with ``prefix``."""
     groups = _first_layers(model, attempt.skeleton, attempt.trace)
-    stems = [_stem(model, attempt.skeleton, group, prefix) for group in groups]
+    notes = _part_note(attempt.example)
+    stems = [_stem(model, attempt.skeleton, group, prefix, notes) for group in groups]
     return tuple(sorted(stems, key=lambda stem: stem.weight_name))
 
 
@@ -108,7 +109,13 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
     return f"{name}: no layer with a weight reads the pixels; {advice}"
 
 
-def _stem(model: nn.Module, skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Stem:
+def _stem(
+    model: nn.Module,
+    skeleton: nn.Module,
+    layers: list[Consumption],
+    prefix: str,
+    further_notes: Iterable[str],
+) -> Stem:
     first = layers[0]
     call = first.call
     if call is None:  # excluded before; said for the type checker
@@ -130,7 +137,7 @@ def _stem(model: nn.Module, skeleton: nn.Module, layers: list[Consumption], pref
         sites=tuple(_sites(skeleton, layers, prefix)),
         uses=len(layers),
         derived=any(layer.derived for layer in layers),
-        notes=tuple(_notes(layers)),
+        notes=(*_notes(layers), *further_notes),
         reason=_reason(first.flow),
     )
 
@@ -161,6 +168,16 @@ def _notes(layers: list[Consumption]) -> Iterator[str]:
     trained = dict.fromkeys(name for layer in layers for name in layer.flow.trained)
     if trained:
         yield f"the pixels pass {', '.join(trained)} first: the layer's own input is used"
+
+
+def _part_note(example: Example) -> list[str]:
+    if example.method == "forward":
+        return []
+    methods = ", ".join(call.method for call in (example, *example.also))
+    return [
+        f"the forward could not be run on guessed inputs; the pixels were followed through "
+        f"{methods} alone: pass example_inputs=… to follow them through the whole"
+    ]
 
 
 def _reason(flow: Flow) -> str:

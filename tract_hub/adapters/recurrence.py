@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
@@ -23,9 +24,10 @@ def run_first_step(
         return None
     time = 1 if args[-1] else 0
     steps: int = args[0].shape[time]
-    if steps < 2:
+    if steps < 1:
         return None
-    output, *states = func(args[0].narrow(time, 0, 1), *args[1:], **kwargs)
+    states = tree_map_only(Tensor, lambda state: torch.empty_like(state, device="meta"), args[1])
+    output, *states = func(args[0].narrow(time, 0, 1), states, *args[2:], **kwargs)
     return (_repeated(output, time, steps), *states)
 
 

@@ -36,7 +36,7 @@ def meta_skeleton(model: nn.Module) -> nn.Module:
     """Copy a model's structure; parameters and large buffers become meta tensors.
 
     The copy is in eval mode and without the user's hooks, so that running it neither updates
-    statistics nor calls anybody's code; hooks that compute a weight (``torch.nn.utils``) stay.
+    statistics nor calls anybody's code; hooks that the forward cannot do without stay.
 
     Raises:
         ExampleInputError: the model holds something that cannot be copied.
@@ -133,5 +133,6 @@ def _hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
 
 
 def _computes(hook: Any) -> bool:
-    """Whether a hook is torch's own and makes a weight (weight_norm, spectral_norm, pruning)."""
-    return type(hook).__module__.startswith("torch.nn.utils")
+    """Whether the forward needs a hook: torch's make weights, Transformers' collect features."""
+    module = getattr(hook, "__module__", None) or ""
+    return module.startswith(("torch.nn.utils", "transformers.utils.output_capturing"))

@@ -1,0 +1,107 @@
+"""First layers of Transformers models: one model of each distinct stem, and those without."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import tract_hub
+from tract_hub.studies.huggingface_zoo import build
+
+PATCHES = "embeddings.patch_embeddings.projection.weight"
+
+STEMS: dict[str, dict[str, int]] = {
+    "ViTModel": {PATCHES: 768},
+    "BeitModel": {PATCHES: 768},
+    "Dinov2Model": {PATCHES: 588},
+    "SwinModel": {PATCHES: 48},
+    "Swin2SRForImageSuperResolution": {"swin2sr.first_convolution.weight": 27},
+    "ConvNextModel": {"embeddings.patch_embeddings.weight": 48},
+    "ResNetModel": {"embedder.embedder.convolution.weight": 147},
+    "BitModel": {"embedder.convolution.weight": 147},
+    "LevitModel": {"patch_embeddings.embedding_layer_1.convolution.weight": 27},
+    "VideoMAEModel": {PATCHES: 1536},
+    "CLIPModel": {"vision_model.embeddings.patch_embedding.weight": 3072},
+    "Siglip2Model": {"vision_model.embeddings.patch_embedding.weight": 768},
+    "Qwen2_5_VLModel": {"visual.patch_embed.proj.weight": 1176},
+    "Pix2StructForConditionalGeneration": {"encoder.embeddings.patch_projection.weight": 768},
+    "LlavaModel": {"vision_tower.embeddings.patch_embedding.weight": 588},
+    "VideoLlavaModel": {
+        "image_tower.embeddings.patch_embedding.weight": 588,
+        "video_tower.embeddings.patch_embedding.weight": 588,
+    },
+    "DetrModel": {"backbone.model.conv1.weight": 147},
+    "DepthProModel": {
+        "encoder.image_encoder.model.embeddings.patch_embeddings.projection.weight": 588,
+        "encoder.patch_encoder.model.embeddings.patch_embeddings.projection.weight": 588,
+    },
+    "DeepseekVLHybridModel": {
+        "high_res_vision_model.vision_encoder.patch_embed.projection.weight": 768,
+        "vision_model.embeddings.patch_embedding.weight": 768,
+    },
+    "FuyuModel": {"vision_embed_tokens.weight": 2700},
+    "SegGptModel": {PATCHES: 768},
+    "ChameleonModel": {"vqmodel.encoder.conv_in.weight": 27},
+    "FlavaModel": {"image_model." + PATCHES: 768},
+    "PerceiverForImageClassificationLearned": {
+        "perceiver.input_preprocessor.convnet_1x1.weight": 3
+    },
+    "TimmWrapperModel": {"timm_model.conv1.weight": 147},
+    "TimmBackbone": {"_backbone.conv1.weight": 147},
+    "ASTModel": {PATCHES: 256},
+}
+"""Class → name of each first layer's weight and the features n of its input."""
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_first_layers(name: str) -> None:
+    stems = tract_hub.locate(build(getattr(transformers, name)))
+    assert {stem.weight_name: stem.in_features for stem in stems} == STEMS[name]
+
+
+def test_pixels_behind_a_trained_norm_are_noted() -> None:
+    (stem,) = tract_hub.locate(build(transformers.TvpModel))
+    assert any("visual_prompter.pad_up" in note for note in stem.notes)
+
+
+def test_a_tower_followed_by_itself_is_noted() -> None:
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config={"depth": 1}, text_config={"num_hidden_layers": 1}
+    )
+    with torch.device("meta"):
+        model = transformers.Qwen2_5_VLModel(config)
+    (stem,) = tract_hub.locate(model)
+    assert not stem.notes
+    model.language_model.norm = nn.Linear(3, 3)  # no text can pass
+    (stem,) = tract_hub.locate(model)
+    assert any("get_image_features" in note for note in stem.notes)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "GPT2Model", "T5Model"])
+def test_a_model_of_text_takes_no_pixels(name: str) -> None:
+    with pytest.raises(tract_hub.TractError, match=rf"{name} takes no pixels.*input_ids"):
+        tract_hub.locate(build(getattr(transformers, name)))
+
+
+def test_pixels_as_an_index_are_refused() -> None:
+    with pytest.raises(tract_hub.TractError, match=r"ImageGPTModel takes no pixels.*input_ids"):
+        tract_hub.locate(build(transformers.ImageGPTModel))
+
+
+def test_a_model_that_has_run_before_keeps_what_collects_its_features() -> None:
+    model = build(transformers.LlavaModel)
+    first = tract_hub.locate(model)
+    assert tract_hub.locate(model) == first
+
+
+def test_half_precision_and_the_environment_stay() -> None:
+    with torch.device("meta"):
+        model = transformers.ViTModel(transformers.ViTConfig()).half()
+    before = dict(os.environ)
+    (stem,) = tract_hub.locate(model)
+    assert stem.module.weight.dtype == torch.float16
+    assert dict(os.environ) == before
