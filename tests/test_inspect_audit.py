@@ -6,7 +6,7 @@ import pytest
 
 from tract_hub.cli import main
 from tract_hub.errors import TractError
-from tract_hub.studies.audit import run_audit
+from tract_hub.studies.audit.run import run_audit
 
 
 def run(*arguments):

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 import tract_hub
-from tract_hub.studies.huggingface_zoo import build
+from tract_hub.studies.audit.huggingface_zoo import build
 
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 

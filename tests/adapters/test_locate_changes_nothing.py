@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tract_hub
-from tract_hub.adapters.skeleton import SMALL, meta_skeleton
+from tract_hub.adapters.tracing.skeleton import SMALL, meta_skeleton
 
 
 class Caching(nn.Module):

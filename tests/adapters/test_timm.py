@@ -10,7 +10,7 @@ import torch
 from timm.utils import reparameterize_model
 
 import tract_hub
-from tract_hub.adapters.timm import declared_stems
+from tract_hub.adapters.zoos.timm import declared_stems
 
 ONE_OF_EACH = {
     "beit_base_patch16_224": "patch_embed.proj",
@@ -153,8 +153,8 @@ AUDIT = Path(__file__).parents[2] / "docs" / "audit" / "timm.json"
 @pytest.mark.audit
 @pytest.mark.timeout(7200)
 def test_every_default_model(tmp_path) -> None:
-    from tract_hub.studies.audit import run_audit
-    from tract_hub.studies.audit_model import models_of
+    from tract_hub.studies.audit.model import models_of
+    from tract_hub.studies.audit.run import run_audit
 
     names = [name for name in models_of("timm") if "[" not in name]
     records = run_audit("timm", names, tmp_path / "timm.jsonl", jobs=1, limit=120)

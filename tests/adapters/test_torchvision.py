@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tract_hub
-from tract_hub.studies.named_models import model_named
+from tract_hub.studies.models.named import model_named
 
 EXPECTED = {
     "convnext_tiny": ["features.0.0"],

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tract_hub.adapters.dataflow import Trace, follow_pixels
-from tract_hub.adapters.examples import Example, examples_for, given_example
 from tract_hub.adapters.search import ShapeSearch
+from tract_hub.adapters.tracing.dataflow import Trace, follow_pixels
+from tract_hub.adapters.zoos.examples import Example, given_example
+from tract_hub.adapters.zoos.lookup import examples_for
 from tract_hub.errors import ExampleInputError
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from tract_hub.adapters.attempts import Attempt, follow
-from tract_hub.adapters.dataflow import Consumption, Trace
-from tract_hub.adapters.examples import Example, zoo_of
-from tract_hub.adapters.flow import Flow, Kind
-from tract_hub.adapters.skeleton import meta_skeleton
+from tract_hub.adapters.tracing.dataflow import Consumption, Trace
+from tract_hub.adapters.tracing.flow import Flow, Kind
+from tract_hub.adapters.tracing.skeleton import meta_skeleton
 from tract_hub.adapters.wrappers import unwrap
+from tract_hub.adapters.zoos.examples import Example
+from tract_hub.adapters.zoos.lookup import zoo_of
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
 from tract_hub.method.operations import Convolution
 from tract_hub.stem import Site, Stem

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from tract_hub.adapters.examples import Example
-from tract_hub.adapters.flow import Kind
-from tract_hub.adapters.mismatch import Mismatch
+from tract_hub.adapters.tracing.flow import Kind
+from tract_hub.adapters.tracing.mismatch import Mismatch
+from tract_hub.adapters.zoos.examples import Example
 
 ATTEMPTS = 16
 """Forwards for one guess of the inputs: a size between 1 and 1024 is halved ten times."""

@@ -1,5 +1,5 @@
 """``tract-hub audit``."""
 
-from tract_hub.studies.audit import audit
+from tract_hub.studies.audit.run import audit
 
 __all__ = ["audit"]

@@ -10,38 +10,21 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from tract_hub.adapters.examples import (
-    Example,
-    declared_size,
-    examples_for,
-    images_example,
-    zoo_of,
-)
+from tract_hub.adapters.zoos.examples import Example, declared_size, images_example
 
 _SPACE = {3: (16_000,), 4: (224, 224), 5: (16, 112, 112)}
 """Rank of the input → usual sizes of a signal, an image, a clip."""
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
-    """Yield example inputs: those of a zoo's model inside, then one of each rank that may fit."""
-    count = _required_inputs(model)
-    for example in _examples_of_model_inside(model):
-        yield images_example(model, count, *example.pixels[0].shape)
-        yield example
+    """Yield example inputs, one of each rank that may fit."""
+    count = required_inputs(model)
     size = declared_size(model)
     for rank, channels in _ranks(model).items():
         space = _SPACE.get(rank, ())
         if size and rank > 3:
             space = (*space[:-2], *size)
         yield images_example(model, count, 2, channels, *space)
-
-
-def _examples_of_model_inside(model: nn.Module) -> Iterator[Example]:
-    for module in model.modules():
-        zoo = zoo_of(module)
-        if module is not model and zoo and ".models." in f"{type(module).__module__}.":
-            yield from examples_for(module)
-            return
 
 
 def _ranks(model: nn.Module) -> dict[int, int]:
@@ -60,7 +43,8 @@ def _ranks(model: nn.Module) -> dict[int, int]:
     return ranks
 
 
-def _required_inputs(model: nn.Module) -> int:
+def required_inputs(model: nn.Module) -> int:
+    """Count the positional inputs that a forward cannot do without; at least 1."""
     parameters = inspect.signature(model.forward).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in positional and p.default is p.empty]

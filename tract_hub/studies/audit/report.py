@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rich.table import Table
 
-from tract_hub.studies.audit_model import Record
+from tract_hub.studies.audit.model import Record
 
 RESULTS = ("exact", "multiple", "refused", "failed", "not built")
 _MEANING = {

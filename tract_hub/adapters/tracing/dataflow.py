@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from tract_hub.adapters import flow as rules
-from tract_hub.adapters.flow import NOTHING, Flow, Kind, Tag
-from tract_hub.adapters.meta_autocast import meta_autocast
-from tract_hub.adapters.meta_values import keep_values, stand_in, stand_in_list
-from tract_hub.adapters.mismatch import Mismatch, mismatch_of
-from tract_hub.adapters.recurrence import run_first_step
+from tract_hub.adapters.tracing import flow as rules
+from tract_hub.adapters.tracing.flow import NOTHING, Flow, Kind, Tag
+from tract_hub.adapters.tracing.meta_autocast import meta_autocast
+from tract_hub.adapters.tracing.meta_values import keep_values, stand_in, stand_in_list
+from tract_hub.adapters.tracing.mismatch import Mismatch, mismatch_of
+from tract_hub.adapters.tracing.recurrence import run_first_step
 from tract_hub.errors import ExampleInputError
 from tract_hub.method.operations import LinearCall, read_call
 

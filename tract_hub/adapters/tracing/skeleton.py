@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tract_hub.adapters.closures import rebind_closures
+from tract_hub.adapters.tracing.closures import rebind_closures
 from tract_hub.errors import ExampleInputError
 
 SMALL = 65_536

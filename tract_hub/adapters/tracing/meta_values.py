@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tract_hub.adapters.skeleton import SMALL
+from tract_hub.adapters.tracing.skeleton import SMALL
 
 aten = torch.ops.aten
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.adapters.examples import Example
-from tract_hub.adapters.hf_config import ImageSizes, Settings
-from tract_hub.adapters.hf_inputs import (
+from tract_hub.adapters.zoos.examples import Example
+from tract_hub.adapters.zoos.hf_config import ImageSizes, Settings
+from tract_hub.adapters.zoos.hf_inputs import (
     MAKERS,
     NOT_AT_FIRST,
     PIXELS,
@@ -22,7 +22,7 @@ from tract_hub.adapters.hf_inputs import (
     Situation,
     make_inputs,
 )
-from tract_hub.adapters.hf_layouts import layout_pairs
+from tract_hub.adapters.zoos.hf_layouts import layout_pairs
 from tract_hub.errors import ExampleInputError
 
 UNCHECKED = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any
@@ -13,9 +12,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tract_hub.errors import ExampleInputError
-
-ZOOS = {"timm": "timm", "transformers": "huggingface", "torchvision": "torchvision"}
-"""Top-level package of a model's class → the adapter that knows it."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +56,6 @@ def images_example(model: nn.Module, count: int, *shape: int) -> Example:
     """Pixels of this shape as each of the first ``count`` positional inputs."""
     pixels = tuple(image(model, *shape) for _ in range(count))
     return Example(args=pixels, pixels=pixels)
-
-
-def examples_for(model: nn.Module) -> Iterator[Example]:
-    """Yield example inputs for a model, the likeliest first."""
-    adapter = zoo_of(model) or importlib.import_module("tract_hub.adapters.plain")
-    yield from adapter.examples(model)
-
-
-def zoo_of(model: nn.Module) -> Any:
-    """Return the adapter of the zoo that a model's class, or a class below it, is from."""
-    for cls in type(model).__mro__:
-        zoo = ZOOS.get(cls.__module__.partition(".")[0])
-        if zoo:
-            return importlib.import_module(f"tract_hub.adapters.{zoo}")
-    return None
 
 
 def declared_size(model: nn.Module) -> tuple[int, int] | None:

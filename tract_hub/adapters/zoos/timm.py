@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tract_hub.adapters.examples import Example, declared_size, image_example
+from tract_hub.adapters.zoos.examples import Example, declared_size, image_example
 
 
 def examples(model: nn.Module) -> Iterator[Example]:

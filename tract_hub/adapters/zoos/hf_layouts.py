@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 
-from tract_hub.adapters.hf_config import ImageSizes
+from tract_hub.adapters.zoos.hf_config import ImageSizes
 
 LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "image": lambda s: (1, s.channels, s.height, s.width),

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.adapters.examples import zoo_of
 from tract_hub.adapters.locator import locate
+from tract_hub.adapters.zoos.lookup import zoo_of
 from tract_hub.errors import TractError
-from tract_hub.studies.named_models import build_without_weights
+from tract_hub.studies.models.named import build_without_weights
 
 Builder = Callable[[], nn.Module]
 Record = dict[str, Any]
@@ -25,7 +25,7 @@ Record = dict[str, Any]
 @lru_cache
 def models_of(zoo: str) -> dict[str, Builder]:
     """Return the names and builders of a zoo, such as ``"timm"``."""
-    return dict(importlib.import_module(f"tract_hub.studies.{zoo}_zoo").zoo())
+    return dict(importlib.import_module(f"tract_hub.studies.audit.{zoo}_zoo").zoo())
 
 
 def audit_model(zoo: str, name: str, time_limit: float) -> Record:

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tract_hub.errors import TractError
-from tract_hub.studies.audit_model import Record, audit_model, models_of
-from tract_hub.studies.audit_report import markdown, summary
+from tract_hub.studies.audit.model import Record, audit_model, models_of
+from tract_hub.studies.audit.report import markdown, summary
 
 ZOOS = ("timm", "huggingface", "torchvision")
 _MODELS_A_PROCESS = 200

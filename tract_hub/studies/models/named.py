@@ -42,7 +42,7 @@ def model_named(name: str) -> nn.Module:
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
-    from tract_hub.studies.torchvision_zoo import zoo
+    from tract_hub.studies.audit.torchvision_zoo import zoo
 
     builders = dict(zoo())
     if name not in builders:

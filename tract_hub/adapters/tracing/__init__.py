@@ -1,0 +1,1 @@
+"""Following the pixels through a forward that computes nothing: it knows no zoo."""

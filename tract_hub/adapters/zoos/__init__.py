@@ -1,0 +1,1 @@
+"""What each model zoo's images look like, and which first layers it declares."""

@@ -1,0 +1,1 @@
+"""``tract-hub audit``: the locator over a whole zoo."""
