@@ -69,6 +69,8 @@ def _sizes_for(name: str, situation: Situation) -> ImageSizes:
     """Sizes of an input with a config of its own: ``high_res_pixel_values``, say."""
     if "video" in name:
         return _video_sizes(situation)
+    if name == "prompt_depth":
+        return replace(situation.sizes, channels=1)
     prefix = name.partition("pixel_values")[0].rstrip("_")
     config = situation.settings.get(f"{prefix}_vision_config") if prefix else None
     return Settings(config).image_sizes() if config else situation.sizes
@@ -129,6 +131,11 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "decoder_input_ids": _words,
     "qformer_input_ids": _words,
     "mm_token_type_ids": _token_types,
+    "classes_input_ids": _words,
+    "classes_attention_mask": _words,
+    "tasks_input_ids": _words,
+    "tasks_attention_mask": _words,
+    "classes_structure": lambda s: _ones(1),
     "attention_mask": _words,
     "image_attention_mask": _mask_of_images,
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
