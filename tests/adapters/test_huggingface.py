@@ -47,6 +47,14 @@ STEMS: dict[str, dict[str, int]] = {
     "SegGptModel": {PATCHES: 768},
     "ChameleonModel": {"vqmodel.encoder.conv_in.weight": 27},
     "FlavaModel": {"image_model." + PATCHES: 768},
+    "FlavaForPreTraining": {
+        "flava.image_model." + PATCHES: 768,
+        "image_codebook.blocks.input.weight": 147,
+    },
+    "VitMatteForImageMatting": {
+        "backbone.embeddings.projection.weight": 1024,
+        "decoder.convstream.convs.0.conv.weight": 36,
+    },
     "PerceiverForImageClassificationLearned": {
         "perceiver.input_preprocessor.convnet_1x1.weight": 3
     },

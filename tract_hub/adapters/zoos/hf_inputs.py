@@ -69,6 +69,11 @@ def _sizes_for(name: str, situation: Situation) -> ImageSizes:
     """Sizes of an input with a config of its own: ``high_res_pixel_values``, say."""
     if "video" in name:
         return _video_sizes(situation)
+    if name == "codebook_pixel_values":  # FLAVA: one code a patch, of 8 × 8 pixels
+        side = 8 * (situation.sizes.height // situation.sizes.patch)
+        return replace(situation.sizes, height=side, width=side)
+    if name == "prompt_depth":
+        return replace(situation.sizes, channels=1)
     prefix = name.partition("pixel_values")[0].rstrip("_")
     config = situation.settings.get(f"{prefix}_vision_config") if prefix else None
     return Settings(config).image_sizes() if config else situation.sizes
@@ -124,11 +129,21 @@ def _mask_of_images(situation: Situation) -> Tensor:
     return _words(situation).unsqueeze(-1)
 
 
+def _masked_patches(situation: Situation) -> Tensor:
+    sizes = situation.sizes
+    return _ones(1, (sizes.height // sizes.patch) * (sizes.width // sizes.patch)).bool()
+
+
 MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "input_ids": _text,
     "decoder_input_ids": _words,
     "qformer_input_ids": _words,
     "mm_token_type_ids": _token_types,
+    "classes_input_ids": _words,
+    "classes_attention_mask": _words,
+    "tasks_input_ids": _words,
+    "tasks_attention_mask": _words,
+    "classes_structure": lambda s: _ones(1),
     "attention_mask": _words,
     "image_attention_mask": _mask_of_images,
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
@@ -148,6 +163,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "image_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
     "video_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
     "num_frames_per_video": lambda s: _ones(1),
+    "bool_masked_pos": _masked_patches,
     "image_sizes": lambda s: torch.tensor([[s.sizes.height, s.sizes.width]]),
     "pixel_attention_mask": _mask_of_pixels,
     "pixel_mask": _mask_of_pixels,
@@ -158,5 +174,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
 }
 """Parameter of a forward → what makes it."""
 
-NOT_AT_FIRST = frozenset("attention_mask image_sizes pixel_mask image_attention_mask".split())
+NOT_AT_FIRST = frozenset(
+    "attention_mask image_sizes pixel_mask image_attention_mask bool_masked_pos".split()
+)
 """Parameters that many forwards refuse to combine with others, or need not be given."""

@@ -39,11 +39,19 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
 }
 """Name of a layout → the shape of pixels of these sizes."""
 
+_PACKED = (
+    "patches",
+    "square patches",
+    "padded square patches",
+    "cube patches",
+    "padded patches",
+)
+
 _IMAGES = (
     ("input_features", ("mel × time", "time × mel", "one channel of time × mel")),
     ("input_values", ("time × mel", "wave")),
     ("flattened_patches", ("placed patches", "image")),
-    ("grid", ("patches", "square patches", "padded square patches", "cube patches", "image")),
+    ("grid", (*_PACKED, "image")),
     ("target_sizes", ("strip of patches", "image")),
     ("spatial_shapes", ("padded patches", "image")),
     ("pixel_position_ids", ("padded patches", "padded merged patches", "image")),

@@ -65,10 +65,11 @@ def _known(names: Names, pixels: Names) -> Names:
 
 
 def _choices(known: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
-    """Yield names of inputs to give together: the usual ones, all that are known, the fewest."""
+    """Yield names of inputs to give together: the usual ones, more of them, the fewest."""
     usual = [n for n in known if n not in NOT_AT_FIRST or n in required]
     fewest = [n for n in known if n in required or n in pixels]
-    for i, choice in enumerate(choices := [usual, known, fewest]):
+    masked = [n for n in known if n in usual or n == "bool_masked_pos"]
+    for i, choice in enumerate(choices := [usual, masked, known, fewest]):
         if choice not in choices[:i]:
             yield choice
 
