@@ -10,6 +10,7 @@ import torch
 from timm.utils import reparameterize_model
 
 import tract_hub
+from tests.oracle import closed_form, relative_error
 from tract_hub.adapters.zoos.timm import declared_stems
 
 ONE_OF_EACH = {
@@ -132,6 +133,34 @@ def test_resampled_patch_weight_is_derived() -> None:
     assert stem.weight_name == "embeds.proj.weight"
     assert stem.derived
     assert stem.in_features == 192
+
+
+def test_resampled_patch_weight_is_corrected_without_being_told(monkeypatch) -> None:
+    torch.manual_seed(0)
+    settings = {"enable_patch_interpolator": True, "num_classes": 3, "depth": 1}
+    model = timm.create_model("naflexvit_base_patch16_gap", **settings).double()
+    torch.nn.init.normal_(model.head.weight)
+    batch = naflex_batch(8, 8, 3)
+    batch["patches"] = torch.randn(2, 12, 8, 8, 3, dtype=torch.double)
+    weight = model.embeds.proj.weight
+    calls = []
+
+    def spy(x, used, bias=None):
+        calls.append((x, used))
+        return torch._C._nn.linear(x, used, bias)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", spy)
+        loss = model(batch).square().sum()
+    x, used = calls[0]
+    (raw,) = torch.autograd.grad(loss, used, retain_graph=True)
+    corrected = closed_form(raw, [x.reshape(-1, x.shape[-1])], 0.1)
+    (expected,) = torch.autograd.grad(used, weight, corrected)
+
+    tract_hub.enable(model)
+    assert [state.weight_name for state in tract_hub.status(model)] == ["embeds.proj.weight"]
+    model(batch).square().sum().backward()
+    assert relative_error(weight.grad, expected) < 1e-11
 
 
 def test_trace_wins_over_another_declaration_and_says_so() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from tract_hub.adapters.zoos.examples import Example, declared_size, image_example
+from tract_hub.adapters.zoos.examples import Example, declared_size, image, image_example
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
@@ -19,8 +21,25 @@ def examples(model: nn.Module) -> Iterator[Example]:
     channels, height, width = _configuration(model).get("input_size", (3, 224, 224))
     channels = getattr(model, "in_chans", None) or channels
     built_for = declared_size(model) or (height, width)
+    further = tuple(_patches_of_another_size(model))
     for size in dict.fromkeys((built_for, (height, width))):
-        yield image_example(model, 2, channels, *size)
+        yield replace(image_example(model, 2, channels, *size), also=further)
+
+
+def _patches_of_another_size(model: nn.Module) -> Iterator[Example]:
+    """Yield a batch for which a NaFlex model resamples its patch embedding, if it can."""
+    embeds: Any = getattr(model, "embeds", None)
+    if not getattr(embeds, "supports_patch_interpolation", False):
+        return
+    height, width = embeds.patch_size
+    channels = embeds.proj.in_features // (height * width)
+    patches = image(model, 2, 4, height * 2, width * 2, channels)
+    batch = {
+        "patches": patches,
+        "patch_coord": torch.cartesian_prod(torch.arange(2), torch.arange(2)).repeat(2, 1, 1),
+        "patch_valid": torch.ones(2, 4, dtype=torch.bool),
+    }
+    yield Example(args=(batch,), pixels=(patches,))
 
 
 def declared_stems(model: nn.Module) -> tuple[str, ...]:
