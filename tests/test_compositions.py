@@ -105,6 +105,15 @@ def test_a_compiled_part_of_a_model_is_treated(x: Tensor) -> None:
     assert_close(gradients(model, model, x), expected)
 
 
+def test_a_compiled_graph_follows_other_sizes() -> None:
+    torch.manual_seed(0)
+    model = tract_hub.enable(Net(nn.Conv2d(3, 6, 3, stride=2, padding=1)))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch, side in ((4, 16), (6, 16), (7, 20), (9, 24), (4, 16)):
+        x = torch.randn(batch, 3, side, side)
+        assert_close(gradients(model, compiled, x), gradients(model, model, x))
+
+
 def test_inductor_gives_the_same_gradient(x: Tensor) -> None:
     torch.manual_seed(0)
     model = tract_hub.enable(Net(STEMS["Conv2d"]()))
