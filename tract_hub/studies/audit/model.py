@@ -43,18 +43,26 @@ def audit_model(zoo: str, name: str, time_limit: float) -> Record:
 
     """
     torch.set_num_threads(1)
-    with warnings.catch_warnings(), _limited(time_limit):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = build_without_weights(models_of(zoo)[name])
-        except Exception as error:
-            return {"name": name, "result": "not built", "reason": _short(error)}
-        try:
-            return {"name": name, **_found(model)}
-        except TractError as error:
-            return {"name": name, "result": "refused", "reason": _short(error)}
-        except Exception as error:
-            return {"name": name, "result": "failed", "reason": _short(error)}
+            with _limited(time_limit):
+                return {"name": name, **_audited(models_of(zoo)[name])}
+        except _OutOfTime as error:
+            return {"name": name, "result": "failed", "reason": str(error)}
+
+
+def _audited(builder: Builder) -> Record:
+    try:
+        model = build_without_weights(builder)
+    except Exception as error:
+        return {"result": "not built", "reason": _short(error)}
+    try:
+        return _found(model)
+    except TractError as error:
+        return {"result": "refused", "reason": _short(error)}
+    except Exception as error:
+        return {"result": "failed", "reason": _short(error)}
 
 
 def _found(model: nn.Module) -> Record:
@@ -67,10 +75,14 @@ def _found(model: nn.Module) -> Record:
     return record
 
 
+class _OutOfTime(BaseException):
+    """No ``Exception``: a trace takes those for a forward that failed, and tries another."""
+
+
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds:g} s")
+        raise _OutOfTime(f"not done after {seconds:g} s")
 
     if not hasattr(signal, "setitimer"):  # Windows: no limit
         yield
