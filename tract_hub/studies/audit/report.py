@@ -28,14 +28,26 @@ def summary(records: Iterable[Record]) -> Table:
     return table
 
 
-def markdown(zoo: str, date: str, versions: Mapping[str, str], records: list[Record]) -> str:
-    """Write the report: counts, and every model that is not one plain first layer."""
+def markdown(
+    zoo: str, date: str, versions: Mapping[str, str], records: list[Record], names: Iterable[str]
+) -> str:
+    """Write the report: counts, and every model that is not one plain first layer.
+
+    Args:
+        zoo: where the models are from.
+        date: when they were audited.
+        versions: of the packages.
+        records: one a model.
+        names: of all models of the zoo, audited or not.
+
+    """
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [f"# First layers found in {zoo}", "", f"{date}; {packages}.", ""]
     lines += [f"| models | {' | '.join(RESULTS)} |", "|---" * (len(RESULTS) + 1) + "|"]
     for kind, row in _counts(records).items():
         lines.append(f"| {kind} | {' | '.join(str(row[result]) for result in RESULTS)} |")
     lines += ["", "; ".join(f"{name}: {meaning}" for name, meaning in _MEANING.items()) + ".", ""]
+    lines += _left_out(records, names)
     lines += _declarations(records)
     for result in RESULTS[1:]:
         lines += _section(result, [r for r in records if r["result"] == result])
@@ -51,6 +63,16 @@ def _counts(records: Iterable[Record]) -> dict[str, Counter[str]]:
 
 def _variant(name: str) -> str:
     return name.partition("[")[2].rstrip("]") or "default"
+
+
+def _left_out(records: list[Record], names: Iterable[str]) -> Iterator[str]:
+    """Say how many of each kind were not audited."""
+    known = Counter(map(_variant, names))
+    done = Counter(_variant(record["name"]) for record in records)
+    for kind, count in known.items():
+        if done[kind] < count:
+            yield f"Not run: {count - done[kind]} of the {count} {kind} models."
+            yield ""
 
 
 def _declarations(records: list[Record]) -> Iterator[str]:

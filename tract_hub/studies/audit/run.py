@@ -104,7 +104,9 @@ def write_results(zoo: str, records: list[Record], out: Path) -> None:
     head = json.dumps({"zoo": zoo, "date": date, "versions": versions()})
     text = f'{head[:-1]}, "models": [\n{lines}\n]}}\n'
     (out / f"{zoo}.json").write_text(text, encoding="utf-8")
-    (out / f"{zoo}.md").write_text(markdown(zoo, date, versions(), records), encoding="utf-8")
+    (out / f"{zoo}.md").write_text(
+        markdown(zoo, date, versions(), records, models_of(zoo)), encoding="utf-8"
+    )
     (out / f"{zoo}.partial.jsonl").unlink(missing_ok=True)
 
 
