@@ -48,6 +48,7 @@ class CompareSettings:
         lams: λ of TrAct, one arm each.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …
         precision: arithmetic, through Accelerate's autocast.
+        threads: of the CPU, in one process; None leaves them to torch.
         workers: processes that read images; None chooses.
         out: where runs and results are written; None makes a folder named after the settings.
 
@@ -79,6 +80,7 @@ class CompareSettings:
     label_smoothing: float = 0.0
     device: str = "auto"
     precision: str = "fp32"
+    threads: int | None = None
     workers: int | None = None
     out: Path | None = None
 
@@ -94,7 +96,7 @@ class CompareSettings:
 
     def _check_numbers(self) -> None:
         _above_zero("--lr", self.lr)
-        for name in ("epochs", "batch_size", "image_size", "max_train", "max_test"):
+        for name in ("epochs", "batch_size", "image_size", "max_train", "max_test", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")

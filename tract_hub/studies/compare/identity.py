@@ -81,7 +81,7 @@ def command_of(settings: CompareSettings) -> str:
     for name in (
         "stem", "image_size", "channels", "augment", "max_train", "max_test", "optimizer", "lr",
         "momentum", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "epochs",
-        "batch_size", "device", "precision",
+        "batch_size", "device", "precision", "threads",
     ):  # fmt: skip
         value = getattr(settings, name)
         if value is not None:

@@ -44,6 +44,7 @@ RECIPES: dict[str, Recipe] = {
             "epochs": 15,
             "batch_size": 64,
             "seeds": (0, 1, 2),
+            "threads": 1,  # so small a model only waits for more of them
         },
     ),
     "cifar-resnet": Recipe(
@@ -71,8 +72,8 @@ DEFAULT_RECIPE = "digits-vit"
 def build_settings(recipe: str, overrides: Mapping[str, Any]) -> CompareSettings:
     """Return a recipe's settings with a user's own values on top.
 
-    Another model drops the recipe's model arguments, another model or data set its image size:
-    these belong to what was replaced. Everything else stays the recipe's.
+    Another model drops the recipe's model arguments and threads, another model or data set its
+    image size: these belong to what was replaced. Everything else stays the recipe's.
 
     Args:
         recipe: a key of ``RECIPES``.
@@ -90,6 +91,7 @@ def build_settings(recipe: str, overrides: Mapping[str, Any]) -> CompareSettings
     new_data = given.get("data", values["data"]) != values["data"]
     if new_model:
         values.pop("model_args", None)
+        values.pop("threads", None)
     if new_model or (new_data and values["data"] == "digits"):
         values.pop("image_size", None)
     given["model_args"] = _merged(values.get("model_args", ()), given.get("model_args", ()))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 import tract_hub
@@ -88,6 +89,8 @@ def make_study(settings: CompareSettings) -> tuple[Study, Any]:
     check_optimizer(settings.optimizer)
     source = load_source(settings.data, settings.channels, settings.max_train, settings.max_test)
     plan = plan_model(settings, source)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     accelerator = make_accelerator(settings.device, settings.precision, settings.batch_size)
     data = prepare(source, plan.size)
     train_loader(data, settings.augment, settings.batch_size, 0, settings.workers)
