@@ -88,8 +88,9 @@ def _label(arm: ArmSummary) -> str:
     if not arm.seeds:
         return f"{arm.arm} (diverged)"
     lost = f", {len(arm.diverged)} diverged" if arm.diverged else ""
-    plural = "s" if len(arm.seeds) > 1 else ""
-    return f"{arm.arm} (mean ± sd, {len(arm.seeds)} seed{plural}{lost})"
+    if len(arm.seeds) == 1:
+        return f"{arm.arm} (1 seed{lost})"
+    return f"{arm.arm} (mean ± sd, {len(arm.seeds)} seeds{lost})"
 
 
 def _draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:

@@ -98,9 +98,10 @@ def _overhead(arm: ArmSummary) -> str:
 def _accuracy_at(arm: ArmSummary, index: int) -> str:
     if not arm.accuracy.mean:
         return "diverged"
-    return f"{arm.accuracy.mean[index]:.1%} ± {arm.accuracy.spread[index] * 100:.1f}".replace(
-        "%", " %"
-    )
+    mean = f"{arm.accuracy.mean[index] * 100:.1f} %"
+    if len(arm.seeds) < 2:  # one seed says nothing of the spread
+        return mean
+    return f"{mean} ± {arm.accuracy.spread[index] * 100:.1f}"
 
 
 def _gain(arm: ArmSummary) -> str:
@@ -109,8 +110,10 @@ def _gain(arm: ArmSummary) -> str:
     points = [gain * 100 for gain in arm.gain.values()]
     if not points:
         return "no pair"
-    spread = statistics.stdev(points) if len(points) > 1 else 0.0
-    return f"{statistics.fmean(points):+.1f} ± {spread:.1f} points"
+    mean = f"{statistics.fmean(points):+.1f}"
+    if len(points) < 2:
+        return f"{mean} points"
+    return f"{mean} ± {statistics.stdev(points):.1f} points"
 
 
 def _reached(arm: ArmSummary, target: float | None) -> str:
