@@ -89,6 +89,16 @@ def test_a_tower_followed_by_itself_is_noted() -> None:
     assert any("get_image_features" in note for note in stem.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("Granite4VisionModel", "vision_tower"), ("GraniteDoclingModel", "vision_model")],
+)
+def test_a_tower_without_a_method_of_its_own_is_followed_by_itself(name: str, inside: str) -> None:
+    (stem,) = tract_hub.locate(build(getattr(transformers, name)))
+    assert stem.weight_name == f"{inside}.embeddings.patch_embedding.weight"
+    assert any(f"followed through {inside} alone" in note for note in stem.notes)
+
+
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model", "T5Model"])
 def test_a_model_of_text_takes_no_pixels(name: str) -> None:
     with pytest.raises(tract_hub.TractError, match=rf"{name} takes no pixels.*input_ids"):

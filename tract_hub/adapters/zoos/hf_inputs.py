@@ -109,11 +109,13 @@ def _words(situation: Situation) -> Tensor:
 
 
 def _grid(situation: Situation) -> Tensor:
-    return torch.tensor([situation.sizes.grid])
+    """Rows and columns, of merged patches where they come merged."""
+    once = situation.sizes.merge if situation.layout == "merged patches" else 1
+    return torch.tensor([situation.sizes.grid]) // once
 
 
 def _grid_in_time(situation: Situation) -> Tensor:
-    return torch.tensor([[1, *situation.sizes.grid]])
+    return torch.cat([_ones(1, 1), _grid(situation)], dim=1)
 
 
 def _mask_of_pixels(situation: Situation) -> Tensor:
@@ -134,6 +136,12 @@ def _masked_patches(situation: Situation) -> Tensor:
     return _ones(1, (sizes.height // sizes.patch) * (sizes.width // sizes.patch)).bool()
 
 
+def _actions(situation: Situation) -> Tensor:
+    """Actions and the state of a robot, as the transformer that denoises them takes them."""
+    width = Settings(situation.settings.get("dit_config")).number("hidden_size", default=1024)
+    return torch.empty(1, LENGTH, width, dtype=situation.dtype, device="meta")
+
+
 MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "input_ids": _text,
     "decoder_input_ids": _words,
@@ -147,6 +155,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "attention_mask": _words,
     "image_attention_mask": _mask_of_images,
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
+    "action_embeds": _actions,
     "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", default=77)),
     "image_grid_thw": _grid_in_time,
     "video_grid_thw": lambda s: torch.tensor([[_video_sizes(s).clips, *s.sizes.grid]]),

@@ -7,6 +7,8 @@ from itertools import product
 
 from tract_hub.adapters.zoos.hf_config import ImageSizes
 
+_CUBES = "cubes, channels last"
+
 LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "image": lambda s: (1, s.channels, s.height, s.width),
     "half image": lambda s: (1, s.channels, s.height // 2, s.width),
@@ -16,7 +18,7 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "one of several": lambda s: (1, 1, s.channels, s.height, s.width),
     "several videos": lambda s: (1, 1, s.frames, s.channels, s.height, s.width),
     "tiles": lambda s: (1, 1, s.tiles, s.channels, s.height, s.width),
-    "cubes, channels last": lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
+    _CUBES: lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
     "patches": lambda s: (s.patches, s.patch_features),
     "padded patches": lambda s: (1, s.patches, s.patch_features),
     "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
@@ -45,6 +47,7 @@ _PACKED = (
     "padded square patches",
     "cube patches",
     "padded patches",
+    "merged patches",
 )
 
 _IMAGES = (
@@ -86,4 +89,4 @@ def layout_pairs(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _image_layouts(names: str) -> tuple[str, ...]:
     hinted = next((layouts for part, layouts in _IMAGES if part in names), ())
-    return hinted or (*_USUAL, "padded patches", "patches", "merged patches")
+    return hinted or (*_USUAL, "padded patches", "patches", "merged patches", _CUBES)
