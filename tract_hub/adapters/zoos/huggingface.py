@@ -55,6 +55,8 @@ def examples(model: nn.Module) -> Iterator[Example]:
     images, videos = _without(known, "video"), _without(known, "image")
     if _pixels_of(images) and _pixels_of(videos) and images != known:
         yield from _one_after_another(_calls(model, images), _calls(model, videos))
+    if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
+        yield from _calls(model, [*known, *heard])
     yield from _parts(model, set(pixels))
     yield from _models_inside(model, set(pixels))
 
