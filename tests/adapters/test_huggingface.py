@@ -61,6 +61,15 @@ STEMS: dict[str, dict[str, int]] = {
     "TimmWrapperModel": {"timm_model.conv1.weight": 147},
     "TimmBackbone": {"_backbone.conv1.weight": 147},
     "ASTModel": {PATCHES: 256},
+    "Inkling2VisionModel": {"embeddings.patch_embedding.weight": 1200},
+    "InklingModel": {"vision_tower.encoder_layers.0.projection.weight": 3},
+    "Molmo2Model": {"vision_tower.patch_embedding.weight": 588},
+    "PI0Model": {"vlm.vision_tower.embeddings.patch_embedding.weight": 588},
+    "GraniteDoclingModel": {"vision_model.embeddings.patch_embedding.weight": 768},
+    "UnlimitedOcrModel": {"vision_tower.sam_encoder.patch_embed.projection.weight": 768},
+    "PeAudioVideoEncoder": {
+        "embedder.video_encoder.embedder.vision_model.timm_model.patch_embed.proj.weight": 588
+    },
 }
 """Class → name of each first layer's weight and the features n of its input."""
 
@@ -87,6 +96,16 @@ def test_a_tower_followed_by_itself_is_noted() -> None:
     model.language_model.norm = nn.Linear(3, 3)  # no text can pass
     (stem,) = tract_hub.locate(model)
     assert any("get_image_features" in note for note in stem.notes)
+
+
+def test_a_model_inside_is_followed_by_itself() -> None:
+    model = build(transformers.VisionEncoderDecoderModel)
+    (stem,) = tract_hub.locate(model)
+    assert not stem.notes
+    model.decoder.lm_head = nn.Linear(3, 3)  # no text can pass
+    (stem,) = tract_hub.locate(model)
+    assert stem.weight_name == "encoder." + PATCHES
+    assert any("followed through encoder alone" in note for note in stem.notes)
 
 
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model", "T5Model"])

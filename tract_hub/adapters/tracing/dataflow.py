@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -92,11 +93,11 @@ def follow_pixels(
         kwargs: its named inputs.
         pixels: those of the inputs that are pixels.
         live: tensors that must not be touched; a forward that does is ended.
-        method: what to call instead of the forward.
+        method: what to call instead of the forward: a method, or a module inside, by its path.
 
     """
     trace = Trace()
-    call = skeleton if method == "forward" else getattr(skeleton, method)
+    call = skeleton if method == "forward" else attrgetter(method)(skeleton)
     tags = _Tags()
     names: dict[int, str] = {}
     for name, parameter in skeleton.named_parameters():

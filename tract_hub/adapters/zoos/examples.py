@@ -24,7 +24,8 @@ class Example:
         pixels: those of the tensors that are pixels.
         channel_axis: where their channels are; an image of a list has no batch in front.
         environment: environment variables that the forward needs.
-        method: what to call instead of the forward, where only a part of the model can be run.
+        method: what to call instead of the forward, where only a part of the model can be run: a
+            method, or a module inside, by its path.
         also: further calls, where one call cannot take all pixels.
         fixed: whether the shapes follow from the model's config; else others may be tried.
 

@@ -51,15 +51,21 @@ class Situation:
 def make_inputs(
     names: Iterable[str], situation: Situation
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """Make an input for each name that is known; return them, and those that are pixels."""
+    """Make an input for each name that is known; return them, and those that are pixels.
+
+    Sound is only followed where there are no pixels.
+    """
+    names = list(names)
     kwargs: dict[str, Any] = {}
     pixels: list[Tensor] = []
+    seen = any(PIXELS.fullmatch(name) for name in names)
     for name in names:
         if any(kind.fullmatch(name) for kind in (PIXELS, UNNAMED_PIXELS, SPECTROGRAMS)):
             layout = situation.video_layout if "video" in name else situation.layout
             shape = LAYOUTS[layout](_sizes_for(name, situation))
             kwargs[name] = torch.empty(shape, dtype=situation.dtype, device="meta")
-            pixels.append(kwargs[name])
+            if not (seen and SPECTROGRAMS.fullmatch(name)):
+                pixels.append(kwargs[name])
         elif name in MAKERS:
             kwargs[name] = MAKERS[name](situation)
     return kwargs, tuple(pixels)
@@ -86,10 +92,15 @@ def _video_sizes(situation: Situation) -> ImageSizes:
 
 def _token_types(situation: Situation) -> Tensor:
     """A text of words (0), the tokens of an image (1), words, those of a video (2), words."""
-    run = LENGTH // 2 - 2
-    if "patches" in situation.layout:
-        run = situation.sizes.patches // situation.sizes.merge**2
+    run = _tokens(situation)
     return torch.tensor([[0, *[1] * run, 0, 0, *[2] * run, 0]])
+
+
+def _tokens(situation: Situation) -> int:
+    """Tokens of a text that stand for one image."""
+    if "patches" in situation.layout:
+        return situation.sizes.patches // situation.sizes.merge**2
+    return LENGTH // 2 - 2
 
 
 def _text(situation: Situation) -> Tensor:
@@ -109,15 +120,19 @@ def _words(situation: Situation) -> Tensor:
 
 
 def _grid(situation: Situation) -> Tensor:
-    return torch.tensor([situation.sizes.grid])
+    """Rows and columns, of merged patches where they come merged."""
+    once = situation.sizes.merge if situation.layout == "merged patches" else 1
+    return torch.tensor([situation.sizes.grid]) // once
 
 
 def _grid_in_time(situation: Situation) -> Tensor:
-    return torch.tensor([[1, *situation.sizes.grid]])
+    return torch.cat([_ones(1, 1), _grid(situation)], dim=1)
 
 
 def _mask_of_pixels(situation: Situation) -> Tensor:
     shape = LAYOUTS[situation.layout](situation.sizes)
+    if situation.layout == "one camera of several":
+        return _ones(*shape[:2]).bool()
     return _ones(*shape[:2]) if "patches" in situation.layout else _ones(*shape[:-3], *shape[-2:])
 
 
@@ -134,6 +149,12 @@ def _masked_patches(situation: Situation) -> Tensor:
     return _ones(1, (sizes.height // sizes.patch) * (sizes.width // sizes.patch)).bool()
 
 
+def _actions(situation: Situation) -> Tensor:
+    """Actions and the state of a robot, as the transformer that denoises them takes them."""
+    width = Settings(situation.settings.get("dit_config")).number("hidden_size", default=1024)
+    return torch.empty(1, LENGTH, width, dtype=situation.dtype, device="meta")
+
+
 MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "input_ids": _text,
     "decoder_input_ids": _words,
@@ -147,6 +168,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "attention_mask": _words,
     "image_attention_mask": _mask_of_images,
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
+    "action_embeds": _actions,
     "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", default=77)),
     "image_grid_thw": _grid_in_time,
     "video_grid_thw": lambda s: torch.tensor([[_video_sizes(s).clips, *s.sizes.grid]]),
@@ -163,6 +185,12 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "image_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
     "video_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
     "num_frames_per_video": lambda s: _ones(1),
+    "num_local_patches": lambda s: [1],
+    "patches_grid": lambda s: [[1, 1]],
+    "image_token_pooling": lambda s: _ones(_tokens(s), 4),
+    "video_token_pooling": lambda s: _ones(_tokens(s), 4),
+    "image_grids": lambda s: torch.tensor([[1, _tokens(s), 0, 0]]),
+    "video_grids": lambda s: torch.tensor([[1, 1, _tokens(s)]]),
     "bool_masked_pos": _masked_patches,
     "image_sizes": lambda s: torch.tensor([[s.sizes.height, s.sizes.width]]),
     "pixel_attention_mask": _mask_of_pixels,

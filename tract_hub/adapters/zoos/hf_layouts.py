@@ -7,6 +7,8 @@ from itertools import product
 
 from tract_hub.adapters.zoos.hf_config import ImageSizes
 
+_CUBES = "cubes, channels last"
+
 LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "image": lambda s: (1, s.channels, s.height, s.width),
     "half image": lambda s: (1, s.channels, s.height // 2, s.width),
@@ -14,11 +16,17 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "channels before frames": lambda s: (1, s.channels, s.frames, s.height, s.width),
     "pair": lambda s: (1, 2, s.channels, s.height, s.width),
     "one of several": lambda s: (1, 1, s.channels, s.height, s.width),
+    "one camera of several": lambda s: (1, 1, s.channels, s.height, s.width),
     "several videos": lambda s: (1, 1, s.frames, s.channels, s.height, s.width),
     "tiles": lambda s: (1, 1, s.tiles, s.channels, s.height, s.width),
-    "cubes, channels last": lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
+    _CUBES: lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
     "patches": lambda s: (s.patches, s.patch_features),
     "padded patches": lambda s: (1, s.patches, s.patch_features),
+    "patches of one image": lambda s: (
+        1,
+        (s.height // s.patch) * (s.width // s.patch),
+        s.patch_features,
+    ),
     "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
     "square patches": lambda s: (s.patches, s.channels, s.patch, s.patch),
     "padded square patches": lambda s: (1, s.patches, s.channels, s.patch, s.patch),
@@ -36,6 +44,7 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "time × mel": lambda s: (1, s.sound, s.mels),
     "one channel of time × mel": lambda s: (1, 1, s.sound, s.mels),
     "wave": lambda s: (1, 16_000),
+    "one channel of a wave": lambda s: (1, 1, 16_000),
 }
 """Name of a layout → the shape of pixels of these sizes."""
 
@@ -45,12 +54,14 @@ _PACKED = (
     "padded square patches",
     "cube patches",
     "padded patches",
+    "merged patches",
 )
 
 _IMAGES = (
     ("input_features", ("mel × time", "time × mel", "one channel of time × mel")),
-    ("input_values", ("time × mel", "wave")),
+    ("input_values", ("time × mel", "wave", "one channel of a wave")),
     ("flattened_patches", ("placed patches", "image")),
+    ("token_pooling", ("patches of one image",)),
     ("grid", (*_PACKED, "image")),
     ("target_sizes", ("strip of patches", "image")),
     ("spatial_shapes", ("padded patches", "image")),
@@ -58,7 +69,7 @@ _IMAGES = (
     ("image_position_ids", ("padded patches", "padded merged patches", "image")),
     ("image_patches", ("padded patches",)),
     ("prompt_pixel_values", ("half image", "image")),
-    ("pixel_attention_mask", ("one of several", "image")),
+    ("pixel_attention_mask", ("one of several", "image", "one camera of several")),
     ("inputs", ("image", "pair of surroundings")),
 )
 """Part of a parameter's name → the layouts that it hints at."""
@@ -70,6 +81,7 @@ _VIDEOS = (
     "several videos",
     "padded patches",
     "padded merged patches",
+    "patches of one image",
 )
 
 
@@ -86,4 +98,4 @@ def layout_pairs(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _image_layouts(names: str) -> tuple[str, ...]:
     hinted = next((layouts for part, layouts in _IMAGES if part in names), ())
-    return hinted or (*_USUAL, "padded patches", "patches", "merged patches")
+    return hinted or (*_USUAL, "padded patches", "patches", "merged patches", _CUBES)

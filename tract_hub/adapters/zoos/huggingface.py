@@ -55,7 +55,10 @@ def examples(model: nn.Module) -> Iterator[Example]:
     images, videos = _without(known, "video"), _without(known, "image")
     if _pixels_of(images) and _pixels_of(videos) and images != known:
         yield from _one_after_another(_calls(model, images), _calls(model, videos))
+    if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
+        yield from _calls(model, [*known, *heard])
     yield from _parts(model, set(pixels))
+    yield from _models_inside(model, set(pixels))
 
 
 def _known(names: Names, pixels: Names) -> Names:
@@ -156,3 +159,34 @@ def _parts(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     if calls and not pixels:
         for first, *others in product(*calls):
             yield replace(first, also=tuple(others))
+
+
+def _models_inside(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
+    """Yield calls of the models inside that take all the pixels under the same names."""
+    inside = dict(_outermost_inside(model))
+    taken = {name for tower in inside.values() for name in _parameters(tower.forward)[0]}
+    if not inside or not pixels <= taken:
+        return
+    calls = [
+        [_below(path, example) for example in examples(tower)] for path, tower in inside.items()
+    ]
+    for first, *others in product(*calls):
+        further = [call for other in others for call in (other, *other.also)]
+        yield replace(first, also=(*first.also, *further))
+
+
+def _outermost_inside(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path of each model that takes pixels inside another, but none inside those."""
+    for name, child in model.named_children():
+        is_model = hasattr(child, "config") and hasattr(child, "main_input_name")
+        if is_model and _pixels_of(_parameters(child.forward)[0]):
+            yield prefix + name, child
+        else:
+            yield from _outermost_inside(child, f"{prefix}{name}.")
+
+
+def _below(path: str, example: Example) -> Example:
+    """Make a call of a model the call of one inside another."""
+    method = path if example.method == "forward" else f"{path}.{example.method}"
+    also = tuple(_below(path, call) for call in example.also)
+    return replace(example, method=method, also=also)

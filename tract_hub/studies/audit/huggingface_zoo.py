@@ -18,6 +18,13 @@ _SQUARE_512 = {"vision_config": {"image_size": 512, "patch_size": 16}}
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 
+_REPVIT = {
+    "model_type": "timm_wrapper",
+    "architecture": "repvit_m1",
+    "num_classes": 1000,
+    "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+}
+
 LACKING: dict[str, dict[str, Any]] = {
     "aria": {"vision_config": {"model_type": "idefics3_vision", **_SQUARE_490}},
     "aya_vision": {"vision_config": {"model_type": "siglip_vision_model"}},
@@ -38,13 +45,30 @@ LACKING: dict[str, dict[str, Any]] = {
         }
     },
     "t5gemma2": {"encoder": _SQUARE_896},
-    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] * 12, "num_hidden_layers": 12}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense"] * 12, "num_hidden_layers": 12},
+        "vision_config": {
+            "encoder_config": {
+                "hidden_size": 896,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+            }
+        },
+    },
+    "edgetam": {"vision_config": {"backbone_config": _REPVIT}},
+    "edgetam_video": {"vision_config": {"backbone_config": _REPVIT}},
+    "edgetam_vision_model": {"backbone_config": _REPVIT},
     "embedding_gemma2": {"vision_config": {}},
     "emu3": {"vocabulary_map": {"<image>": 1, "<|extra_200|>": 2, "<|visual token 000003|>": 3}},
     "gemma3": _SQUARE_896,
     "gemma4": {"vision_config": {}},
     "gemma4_unified": {"vision_config": {}},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "4/8"},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "4/8",
+        "vision_feature_select_strategy": "full",
+        "vision_config": {"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 16},
+    },
     "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "idefics3": _SQUARE_512,
     "instructblip": {"image_token_index": 1},
@@ -57,11 +81,23 @@ LACKING: dict[str, dict[str, Any]] = {
             "model_args": {"embed_dim": 1024, "global_pool": ""},
         }
     },
+    "pp_doclayout_v2": {"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
+    "pp_ocrv6_small_det": {
+        "backbone_config": {
+            "model_type": "pp_lcnet_v3",
+            "scale": 0.75,
+            "out_features": ["stage2", "stage3", "stage4", "stage5"],
+        },
+        "layer_list_out_channels": [48, 96, 192, 384],
+    },
     "rf_detr": {"backbone_config": {"model_type": "rf_detr_dinov2", "image_size": 448}},
     "shieldgemma2": _SQUARE_896,
     "smolvlm": _SQUARE_512,
     "timm_backbone": {"backbone": "resnet18"},
     "ultravbert": _SQUARE_512,
+    "uvdoc": {
+        "backbone_config": {"model_type": "uvdoc_backbone", "out_indices": [1, 2, 3, 4, 5, 6]}
+    },
     "vitmatte": {
         "backbone_config": {
             "model_type": "vitdet",
