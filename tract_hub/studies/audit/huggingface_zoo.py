@@ -34,6 +34,7 @@ LACKING: dict[str, dict[str, Any]] = {
     "cohere_compass": {
         "text_config": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}}
     },
+    "llama4": {"vision_config": {"hidden_size": 1408}},
     "lw_detr": {"projector_scale_factors": [1.0]},
     "qwen4_exp": {
         "text_config": {
