@@ -18,9 +18,10 @@ from tract_hub.studies.compare.identity import environment, versions
 from tract_hub.studies.compare.progress import make_progress
 from tract_hub.studies.compare.recipes import DEFAULT_RECIPE, build_settings
 from tract_hub.studies.compare.records import ORDINARY, RunRecord
-from tract_hub.studies.compare.store import to_json, write_atomically
+from tract_hub.studies.compare.store import to_json
 from tract_hub.studies.compare.study import make_study
 from tract_hub.studies.compare.training import Study, train_run
+from tract_hub.studies.files import write_atomically
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2)

@@ -122,11 +122,7 @@ def _stem(
     if call is None:  # excluded before; said for the type checker
         raise UnsupportedStemError(f"{first.operation} is not treated")
     weight = _main_parameter(skeleton, first)
-    module_name = weight.partition(".parametrizations.")[0].rpartition(".")[0]
-    if weight.startswith("parametrizations."):
-        module_name = ""
-    elif ".parametrizations." in weight:
-        module_name = weight.partition(".parametrizations.")[0]
+    module_name = _holder(weight)
     return Stem(
         weight_name=prefix + weight,
         module_name=(prefix + module_name).rstrip("."),
@@ -141,6 +137,13 @@ def _stem(
         notes=(*_notes(layers), *further_notes),
         reason=_reason(first.flow),
     )
+
+
+def _holder(parameter: str) -> str:
+    """Name of the module whose parameter this is, or whose weight it parametrizes."""
+    before, parametrized, _ = f".{parameter}".partition(".parametrizations.")
+    path = before if parametrized else before.rpartition(".")[0]
+    return path.removeprefix(".")
 
 
 def _main_parameter(skeleton: nn.Module, layer: Consumption) -> str:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tract_hub.errors import TractError
 from tract_hub.studies.audit.model import Record, audit_model, models_of
 from tract_hub.studies.audit.report import markdown, summary
+from tract_hub.studies.files import write_atomically
 
 ZOOS = ("timm", "huggingface", "torchvision")
 _MODELS_A_PROCESS = 200
@@ -103,10 +104,9 @@ def write_results(zoo: str, records: list[Record], out: Path) -> None:
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     head = json.dumps({"zoo": zoo, "date": date, "versions": versions()})
     text = f'{head[:-1]}, "models": [\n{lines}\n]}}\n'
-    (out / f"{zoo}.json").write_text(text, encoding="utf-8")
-    (out / f"{zoo}.md").write_text(
-        markdown(zoo, date, versions(), records, models_of(zoo)), encoding="utf-8"
-    )
+    write_atomically(out / f"{zoo}.json", text)
+    report = markdown(zoo, date, versions(), records, models_of(zoo))
+    write_atomically(out / f"{zoo}.md", report)
     (out / f"{zoo}.partial.jsonl").unlink(missing_ok=True)
 
 

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tract_hub.errors import SettingsError
 from tract_hub.studies.compare.records import Arm, RunRecord
+from tract_hub.studies.files import write_atomically
 
 RESULT_FILES = ("results.json", "results.csv", "table.md", "compare.png")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, never sees half of it.
-
-    Args:
-        path: in an existing folder.
-        content: text (as UTF-8) or bytes.
-
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def to_json(data: Any) -> str:
