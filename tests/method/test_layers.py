@@ -45,6 +45,14 @@ def check(layer: nn.Module, x: Tensor, lam: float = 0.1, tolerance: float | None
     assert error <= (tolerance or TOLERANCE[x.dtype]), error
 
 
+def correction_error(layer: nn.Module, x: Tensor, lam: float) -> float:
+    """Relative error against the closed form of the ordinary gradient that the layer had."""
+    layer = tract_hub.disable(layer)
+    ordinary = gradients(layer, x)[1]["weight"]
+    corrected = gradients(tract_hub.enable(layer, lam=lam, stems=[""]), x)[1]["weight"]
+    return relative_error(corrected, closed_form(ordinary, layer_rows(layer, x), lam))
+
+
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     dimensions = draw(st.integers(1, 3))
@@ -126,12 +134,35 @@ def test_a_non_contiguous_input_is_read_as_it_is() -> None:
     }.values(),
     ids=["constant", "zero", "one-hot", "bytes", "huge"],
 )
-def test_extreme_inputs_are_exact_in_float64_and_finite_in_float32(fill, lam: float) -> None:
+@pytest.mark.parametrize("kernel", [3, 8])
+def test_extreme_inputs_are_exact(fill, lam: float, kernel: int) -> None:
     torch.manual_seed(0)
-    x = fill(torch.randn(4, 3, 12, 12, dtype=torch.double))
-    check(nn.Conv2d(3, 4, 3).double(), x, lam, tolerance=1e-7)
-    layer = tract_hub.enable(nn.Conv2d(3, 4, 3), lam=lam, stems=[""])
-    assert gradients(layer, x.float())[1]["weight"].isfinite().all()
+    x = fill(torch.randn(4, 3, 32, 32, dtype=torch.double))
+    check(nn.Conv2d(3, 4, kernel).double(), x, lam, tolerance=1e-7)
+    assert correction_error(nn.Conv2d(3, 4, kernel, stride=2), x.float(), lam) <= 2e-6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "tolerance"),
+    [(3, 2, 1, 2e-6), (7, 2, 3, 2e-6), (16, 16, 0, 2e-5)],
+)
+def test_photographs_are_exact_in_float32(
+    photographs: Tensor, kernel: int, stride: int, padding: int, tolerance: float
+) -> None:
+    """Their Gram matrix is badly conditioned, as neighbouring pixels are alike."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 8, kernel, stride, padding)
+    standardised = (photographs - photographs.mean()) / photographs.std()
+    assert correction_error(layer, standardised, 0.1) <= tolerance
+    assert correction_error(layer, standardised, 1e-4) <= 2e-6
+    assert correction_error(layer, photographs, 0.1) <= 2e-6
+
+
+@pytest.mark.parametrize("lam", [1e-4, 0.1, 10.0])
+def test_a_smooth_ramp_is_exact_in_float32(lam: float) -> None:
+    """A float32 Gram matrix of it has eigenvalues far below zero."""
+    ramp = torch.linspace(-2, 2, 224).expand(16, 3, 224, 224) * 100
+    assert correction_error(nn.Conv2d(3, 4, 16, stride=16), ramp, lam) <= 1e-3 * min(1, 0.1 / lam)
 
 
 def test_one_row_is_enough() -> None:
@@ -160,9 +191,15 @@ def test_a_non_finite_input_gives_a_non_finite_gradient(bad: float) -> None:
         assert not gradients(layer, x)[1]["weight"].isfinite().any()
 
 
-def test_inputs_too_large_to_square_give_no_made_up_gradient() -> None:
-    layer = tract_hub.enable(nn.Linear(6, 4), stems=[""])
-    assert not gradients(layer, torch.full((9, 6), 1e25))[1]["weight"].isfinite().any()
+def test_inputs_too_large_to_square_in_float32_are_exact_too() -> None:
+    torch.manual_seed(0)
+    check(nn.Linear(6, 4), torch.randn(9, 6) * 1e25)
+
+
+def test_inputs_too_large_to_square_at_all_give_no_made_up_gradient() -> None:
+    layer = tract_hub.enable(nn.Linear(6, 4).double(), stems=[""])
+    x = torch.full((9, 6), 1e200, dtype=torch.double)
+    assert not gradients(layer, x)[1]["weight"].isfinite().any()
 
 
 def test_a_non_finite_gradient_from_above_stays_non_finite() -> None:

@@ -28,7 +28,7 @@ def gate_weight(call: LinearCall, gram: Gram, lam: float, uses: Sequence[Gram]) 
     """
     # A matmul's weight is (n, out); its transpose is laid out as a Linear's.
     weight = call.weight.mT if call.name == "matmul" else call.weight
-    gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, lam, uses)
+    gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses)
     return gated.mT if call.name == "matmul" else gated
 
 
@@ -45,22 +45,22 @@ class _Correct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, total: Tensor, rows: int, lam: float, uses: Sequence[Gram]
+        weight: Tensor, total: Tensor, rows: int, eps: float, lam: float, uses: Sequence[Gram]
     ) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, total, ctx.rows, ctx.lam, ctx.uses = inputs
+        _, total, ctx.rows, ctx.eps, ctx.lam, ctx.uses = inputs
         ctx.save_for_backward(total)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (total,) = ctx.saved_tensors
-        gram = Gram(total, ctx.rows)
+        gram = Gram(total, ctx.rows, ctx.eps)
         if len(ctx.uses) > 1:
             gram = sum(ctx.uses[1:], start=ctx.uses[0])
-        return divide_by_gram(gradients[0], gram, ctx.lam), None, None, None, None
+        return divide_by_gram(gradients[0], gram, ctx.lam), None, None, None, None, None
 
 
 class _Report(torch.autograd.Function):

@@ -207,7 +207,7 @@ class _GatedForward(TorchFunctionMode):
             name = self.gate.forward_uses.weight_name
             return call.weight if compiling else warn_if_trained(call.weight, name)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
-            gram = gram_of(call)
+            gram = gram_of(call, self.gate.lam)
             uses = self.gate.forward_uses.note(gram)
             return gate_weight(call, gram, self.gate.lam, uses)
 

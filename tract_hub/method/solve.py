@@ -7,9 +7,6 @@ from torch import Tensor
 
 from tract_hub.method.gram import Gram
 
-ROUNDING = 8
-"""Rounding errors of an accumulated Gram matrix, in units of its dtype's eps × largest entry."""
-
 
 def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     """Return ∇W · (XᵀX / rows + λI)⁻¹, the gradient of TrAct.
@@ -17,8 +14,8 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     Factored by Cholesky in float64 where the device has it: n is small, and the damped matrix of
     smooth images is badly conditioned. Nothing waits for the device.
 
-    A λ too small for the precision of the Gram matrix, under 1e-6 of its largest entry in
-    float32, is raised to that: the sum may otherwise not be positive definite.
+    A λ too small for the precision of the Gram matrix is raised to its rounding errors: the sum
+    may otherwise not be positive definite.
 
     Args:
         gradient: (out, ...) of ``groups × n`` features in all; any floating dtype.
@@ -33,13 +30,14 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     with torch.autocast(gradient.device.type, enabled=False):
         wide = torch.float32 if gradient.device.type == "mps" else torch.float64
         moment = gram.total.to(wide) / max(gram.rows, 1)
-        smallest = ROUNDING * torch.finfo(gram.total.dtype).eps
-        damping = (moment.amax((-2, -1), keepdim=True) * smallest).clamp_min(lam)
+        rounding = gram.rounding().to(wide)
+        damping = rounding.clamp_min(lam)
         damped = moment + damping * torch.eye(features, dtype=wide, device=moment.device)
         factor, info = torch.linalg.cholesky_ex(damped)
         columns = gradient.reshape(groups, -1, features).to(wide).mT
         solved = torch.cholesky_solve(columns, factor.contiguous()).mT
-        # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN.
-        sound = (info == 0) & damped.isfinite().all(-1).all(-1)
+        # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN. The
+        # trace of a Gram matrix is not finite where any of its entries is not.
+        sound = (info == 0) & rounding.isfinite()[:, 0, 0]
         solved = torch.where(sound[:, None, None], solved, torch.nan)
     return solved.reshape(gradient.shape).to(gradient.dtype)
