@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from tract_hub.studies.compare.optim import make_optimizer
 from tract_hub.studies.compare.records import Arm
 from tract_hub.studies.compare.training import Study, fresh_model
+from tract_hub.studies.interleaved import Ratio, interleave, ratio
 from tract_hub.studies.models.plan import logits_of
 
 WARM_UPS = 3
@@ -39,25 +39,18 @@ def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
     steppers = [_Stepper(study, arm) for arm in arms]
     for _ in range(WARM_UPS):
         slowest = sum(stepper.timed() for stepper in steppers)
-    rounds = [_round(steppers, i % 2 == 1) for i in range(_round_count(study, slowest))]
+    rounds = interleave([stepper.timed for stepper in steppers], _round_count(study, slowest))
     by_arm = {str(arm): [times[i] for times in rounds] for i, arm in enumerate(arms)}
     ordinary = by_arm[str(arms[0])]
-    ratios = {
-        arm: [a / b for a, b in zip(times, ordinary, strict=True)] for arm, times in by_arm.items()
-    }
+    ratios = {arm: ratio(times, ordinary) for arm, times in by_arm.items()}
     study.accelerator.free_memory()
     return {
         "arms": [str(arm) for arm in arms],
-        "seconds": {arm: statistics.median(times) for arm, times in by_arm.items()},
-        "overhead": {arm: statistics.median(values) for arm, values in ratios.items()},
-        "overhead_quartiles": {arm: _quartiles(values) for arm, values in ratios.items()},
+        "seconds": {arm: Ratio.of(times).median for arm, times in by_arm.items()},
+        "overhead": {arm: value.median for arm, value in ratios.items()},
+        "overhead_quartiles": {arm: [value.first, value.third] for arm, value in ratios.items()},
         "rounds": {arm: [round(t, 6) for t in times] for arm, times in by_arm.items()},
     }
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return [first, third]
 
 
 def _round_count(study: Study, seconds: float) -> int:
@@ -66,14 +59,6 @@ def _round_count(study: Study, seconds: float) -> int:
 
     count = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(BUDGET_SECONDS / seconds)))
     return int(broadcast(torch.tensor(count, device=study.accelerator.device)).item())
-
-
-def _round(steppers: list[_Stepper], backwards: bool) -> list[float]:
-    order = list(enumerate(steppers))
-    times = [0.0] * len(steppers)
-    for i, stepper in reversed(order) if backwards else order:
-        times[i] = stepper.timed()
-    return times
 
 
 class _Stepper:

@@ -1,0 +1,1 @@
+"""What TrAct costs: time, memory, and how both grow."""

@@ -1,0 +1,94 @@
+"""The ways to train that are measured: ordinary, torch_tract, tract_hub."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import tract_hub
+from tract_hub.studies.bench.cases import Case, photographs
+
+LAM = 0.1
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How steps are taken.
+
+    Attributes:
+        device: where.
+        bf16: whether under autocast to bfloat16.
+        compiled: whether the model is compiled.
+        channels_last: whether model and images are.
+
+    """
+
+    device: torch.device
+    bf16: bool = False
+    compiled: bool = False
+    channels_last: bool = False
+
+
+def ordinary(model: nn.Module) -> nn.Module:
+    """Return the model as it is."""
+    return model
+
+
+def with_torch_tract(model: nn.Module) -> nn.Module:
+    """Put the authors' package, torch_tract from PyPI, on the stem that tract_hub finds.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+
+    """
+    import torch_tract  # type: ignore[import-not-found]
+
+    for stem in tract_hub.locate(model):
+        parent, _, name = stem.module_name.rpartition(".")
+        layer = torch_tract.TrAct(model.get_submodule(stem.module_name), LAM)
+        setattr(model.get_submodule(parent), name, layer)
+    return model
+
+
+def with_tract_hub(model: nn.Module) -> nn.Module:
+    """Enable tract_hub."""
+    return tract_hub.enable(model, lam=LAM)
+
+
+ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "ordinary": ordinary,
+    "torch_tract": with_torch_tract,
+    "tract_hub": with_tract_hub,
+}
+
+
+class Stepper:
+    """One arm's model, taking the same training step again and again."""
+
+    def __init__(self, case: Case, arm: str, setup: Setup) -> None:
+        torch.manual_seed(0)
+        self.setup = setup
+        form = torch.channels_last if setup.channels_last else torch.contiguous_format
+        model = ARMS[arm](case.build().to(setup.device)).to(memory_format=form)  # type: ignore[call-overload]
+        self.model: nn.Module = torch.compile(model) if setup.compiled else model
+        self.images: Tensor = photographs(case.size, case.batch).to(setup.device, memory_format=form)
+        self.labels = torch.arange(case.batch, device=setup.device) % 10
+
+    def seconds(self) -> float:
+        """Take one step, forward and backward, and return how long it took."""
+        self.model.zero_grad()
+        self._wait()
+        began = time.perf_counter()
+        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=self.setup.bf16):
+            logits = self.model(self.images)
+        nn.functional.cross_entropy(logits.float(), self.labels).backward()
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.setup.device.type == "cuda":
+            torch.cuda.synchronize(self.setup.device)

@@ -1,0 +1,85 @@
+"""The time that a training step takes in every arm, side by side."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tract_hub.method import gate, interception
+from tract_hub.studies.bench.arms import ARMS, Setup, Stepper
+from tract_hub.studies.bench.cases import Case
+from tract_hub.studies.interleaved import Ratio, interleave, ratio
+
+WARM_UPS = 3
+FEWEST, MOST = 7, 400
+Result = dict[str, Any]
+
+
+def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
+    """Measure forward and backward of one case in every arm that can run it.
+
+    The arms take turns step by step in one process, every second round in the reverse order.
+
+    Args:
+        case: the model and its batch.
+        setup: how to step.
+        budget: seconds to spend, about.
+
+    Returns:
+        For each arm: ``error``, a line, or ``seconds``, the median; ``ratio`` to the ordinary step
+        with its quartiles; and, for tract_hub on a CPU, ``own``, the time in the Gram matrix and
+        the solve as a share of the ordinary step.
+
+    """
+    steppers: dict[str, Stepper] = {}
+    results: dict[str, Result] = {}
+    slowest = 0.0
+    for arm in ARMS:
+        try:
+            stepper = Stepper(case, arm, setup)
+            slowest += min(stepper.seconds() for _ in range(WARM_UPS))
+            steppers[arm] = stepper
+        except Exception as error:  # torch_tract stops at what it does not know
+            if arm != "torch_tract":
+                raise
+            results[arm] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    count = min(MOST, max(FEWEST, int(budget / slowest)))
+    with _clocked() as own:
+        rounds = interleave([stepper.seconds for stepper in steppers.values()], count)
+    columns = list(zip(*rounds, strict=True))
+    for arm, times in zip(steppers, columns, strict=True):
+        results[arm] = {"seconds": Ratio.of(times).median, "ratio": ratio(times, columns[0])}
+    if setup.device.type == "cpu":
+        results["tract_hub"]["own"] = sum(own) / sum(columns[0])
+    steppers.clear()
+    gc.collect()
+    return {arm: results[arm] for arm in ARMS}
+
+
+@contextmanager
+def _clocked() -> Iterator[list[float]]:
+    """Note the seconds that each Gram matrix and each solve takes, where calls are synchronous."""
+    import time
+
+    spent: list[float] = []
+
+    def timed(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args)
+            spent.append(time.perf_counter() - began)
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        if not torch.cuda.is_available():
+            for module, name in ((interception, "gram_of"), (gate, "divide_by_gram")):
+                patched = mock.patch.object(module, name, timed(getattr(module, name)))
+                stack.enter_context(patched)
+        yield spent
