@@ -190,11 +190,13 @@ class Watch:
             found = [stem for stem in found if stem.weight_name.startswith(f"{self.name}.")]
         held = [stem for stem in found if _is_trained(model, stem, trained)]
         if not held:
-            layers = " and ".join(stem.weight_name for stem in found) or f"no layer of {self.name}"
-            raise StemNotFoundError(
-                f"{_shown(names)}: {layers} reads the pixels and is trained (frozen, or in no "
-                "optimizer)"
+            layers = " and ".join(stem.weight_name for stem in found)
+            why = (
+                f"{layers} reads the pixels, but is frozen or in no optimizer"
+                if layers
+                else f"no layer of {self.name} reads the pixels"
             )
+            raise StemNotFoundError(f"{_shown(names)}: {why}")
         return held
 
     def _enable(self, model: nn.Module, stems: Sequence[Stem], names: list[str]) -> None:
