@@ -132,9 +132,11 @@ def test_a_launched_script_makes_the_step_of_the_closed_form(case, config, tmp_p
         assert relative_error(change, expected[name]) < 1e-4, name
 
 
-def test_torchrun_trains_every_rank_and_prints_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wrapped", ["DDP", "FSDP2"])
+def test_torchrun_trains_every_rank_and_prints_one_line(wrapped, tmp_path, monkeypatch):
     out = tmp_path / "weights.pt"
-    launched = run(*TORCHRUN, *LAUNCH, SCRIPTS / "torchvision_loop.py", out)
+    options = ["--shard"] if wrapped == "FSDP2" else []
+    launched = run(*TORCHRUN, *LAUNCH, SCRIPTS / "torchvision_loop.py", out, *options)
     assert launched.returncode == 0, launched.stderr
     (line,) = our_lines(launched.stderr)
     assert "λ=0.2 on features.0.weight of" in line and "1 of 1" in line

@@ -52,7 +52,12 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
         ("one", "--model stem", 0, "3 of 3"),
         ("one", "--model modle", 3, "trains no model 'modle': did you mean model?"),
         ("one", "--model head", 3, "no layer of head reads the pixels"),
-        ("adversaries", "", 3, "generator (Generator) and discriminator (Net): say which with --mo"),
+        (
+            "adversaries",
+            "",
+            3,
+            "generator (Generator) and discriminator (Net): say which",
+        ),
         ("adversaries", "--model discriminator", 0, "of discriminator (Net): 2 of 2"),
         ("adversaries", "--model Generator", 0, "on stem.weight of generator (Generator): 2 of 2"),
         ("adversaries", "--model generater", 3, "did you mean generator"),
