@@ -111,7 +111,13 @@ PUBLISHED = (
         "vision",
         "references/classification/train.py",
         VISION,
-        ("", "--model-ema --clip-grad-norm 1", "--model vit_b_32 --norm-weight-decay 0"),
+        (
+            "",
+            "--model-ema --clip-grad-norm 1",
+            "--model vit_b_32 --norm-weight-decay 0 --train-crop-size 224 --val-crop-size 224 "
+            "--val-resize-size 224",
+            "--mixup-alpha 0.2 --label-smoothing 0.1",
+        ),
         r"Epoch: .*?loss: ([\d.]+)",
     ),
 )
@@ -189,7 +195,8 @@ def compare(
     name = f"{script.repository} `{Path(script.path).name}`"
     how = "" if launcher == "python" else f"{launcher} "
     what = f"{how}`{flags}`" if flags else how or "–"
-    difference = f"{stem_difference(*outs, line):.2g}" if line else ""
+    ran = not any(result.startswith("failed") for result in results)
+    difference = f"{stem_difference(*outs, line):.2g}" if ran and line else ""
     return f"| {name} | {what} | {results[0]} | {results[1]} | {difference} | {line} |"
 
 

@@ -44,6 +44,7 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
         ("folds", "", 0, "of 3 × model (Net): 6 of 6"),
         ("parts", "", 0, "on 0.weight of backbone (Sequential): 1 of 1"),
         ("closure", "", 0, "on stem.weight of model (Net): 1 of 1"),
+        ("empty_step", "", 0, "on stem.weight of model (Net): 1 of 1"),
         ("enables", "", 0, "λ=0.5 on stem.weight"),
         ("enables", "--lam 0.5", 0, "λ=0.5 on stem.weight"),
         ("enables", "--lam 0.1", 3, "enabled TrAct on model (Net) with λ=0.5, and --lam says 0.1"),
@@ -75,6 +76,12 @@ def test_a_script(capsys, what, options, status, says):
     got, line = launch(capsys, *options.split(), SMALL, what)
     assert says in line
     assert got == status
+
+
+def test_a_run_without_tract_ends_before_its_first_step(capsys):
+    with pytest.raises(SystemExit):
+        main([str(SMALL), "words"])
+    assert "went on" not in capsys.readouterr().out
 
 
 def test_an_exception_of_the_script_is_passed_on(capsys):

@@ -66,6 +66,11 @@ class Optimizers:
                 yield parameter
 
 
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether a step of it would do anything."""
+    return any(parameter.grad is not None for parameter in _parameters(optimizer))
+
+
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]

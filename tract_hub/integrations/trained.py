@@ -31,7 +31,7 @@ from tract_hub.adapters.wrappers import unwrap
 from tract_hub.config import TractConfig
 from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
 from tract_hub.integrations.calls import fresh_inputs, named_inputs, names_in_callers
-from tract_hub.integrations.optimizers import Optimizers
+from tract_hub.integrations.optimizers import Optimizers, has_gradients
 from tract_hub.method.interception import ForwardUses
 from tract_hub.stem import Stem
 from tract_hub.studies.names import did_you_mean
@@ -118,6 +118,9 @@ class Watch:
         """Say why no model got TrAct."""
         if self._phase.refused:
             return str(self._phase.refused[0])
+        if self._phase.other_names:
+            hint = did_you_mean(str(self.name), self._phase.other_names)
+            return f"the script trains no model {self.name!r}: {hint}"
         if not self._optimizers.made:
             return (
                 "the script made no torch optimizer in this process (processes that it starts "
@@ -138,20 +141,20 @@ class Watch:
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         """End a run that would make a step without TrAct."""
-        phase, waiting = self._phase, self._optimizers.waiting
-        if phase.enabled:
+        phase, waiting = self._phase, set(self._optimizers.waiting)
+        if phase.enabled or not has_gradients(optimizer):
             return
         if phase.refused:
             raise self._failed(phase.refused[0])
-        if phase.other_names and set(waiting) <= {optimizer}:
-            hint = did_you_mean(str(self.name), phase.other_names)
-            raise self._failed(TractError(f"the script trains no model {self.name!r}: {hint}"))
+        if waiting == {optimizer} and not self.trained:  # nothing more will be called before it
+            raise self._failed(TractError(self.why_none()))
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         for model in self.trained:
             model.count(optimizer)
         waiting = self._optimizers.waiting
-        waiting.discard(optimizer)
+        if has_gradients(optimizer):  # some scripts make an empty step first
+            waiting.discard(optimizer)
         if not waiting:
             self._disarm()
             self._phase = _Phase()
