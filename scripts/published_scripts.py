@@ -118,7 +118,7 @@ PUBLISHED = (
             "--val-resize-size 224",
             "--mixup-alpha 0.2 --label-smoothing 0.1",
         ),
-        r"Epoch: .*?loss: ([\d.]+)",
+        r"Epoch: .*?loss: [\d.]+ \(([\d.]+)\)",
     ),
 )
 
@@ -137,7 +137,7 @@ def main() -> None:
                     for flags in script.flags:
                         rows.append(compare(script, launcher, flags, checkouts, Path(folder)))
                         print(rows[-1], flush=True)
-    write_atomically(RESULTS, page(rows))
+    write_atomically(RESULTS, page(rows, checkouts))
 
 
 def make_inputs(folder: Path) -> None:
@@ -194,7 +194,7 @@ def compare(
             line = "".join(re.findall(r"tract_hub\.launch: (.*)", output))
     name = f"{script.repository} `{Path(script.path).name}`"
     how = "" if launcher == "python" else f"{launcher} "
-    what = f"{how}`{flags}`" if flags else how or "–"
+    what = f"{how}`{flags}`" if flags else how.strip() or "–"
     ran = not any(result.startswith("failed") for result in results)
     difference = f"{stem_difference(*outs, line):.2g}" if ran and line else ""
     return f"| {name} | {what} | {results[0]} | {results[1]} | {difference} | {line} |"
@@ -228,17 +228,26 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.get("state_dict") or checkpoint["model"]
 
 
-def page(rows: list[str]) -> str:
-    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
+def revision(checkout: Path) -> str:
+    """Return the date and commit of a checkout."""
+    command = ["git", "-C", str(checkout), "log", "-1", "--format=%h of %as"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def page(rows: list[str], checkouts: dict[str, Path]) -> str:
+    packages = ("torch", "torchvision", "transformers", "accelerate", "datasets")
+    shown = ", ".join(f"{name} {versions()[name]}" for name in packages)
+    sources = ", ".join(f"{name} {revision(path)}" for name, path in checkouts.items())
     return "\n".join(
         [
             "# Published training scripts, unmodified, with TrAct",
             "",
             "One epoch on 24 images of random pixels, CPU, from the same seed; what is shown is "
             "that they run and what TrAct changes, not how well they learn. Loss: of the first "
-            "and of the last training step. The first layer: relative difference of its weight "
-            "after the run, TrAct against ordinary. Written by "
-            f"`python scripts/published_scripts.py`; {shown}.",
+            "and of the last training step (of torchvision's script, their running mean). First "
+            "layer: relative difference of its weight after the run, TrAct against ordinary. "
+            f"Written by `python scripts/published_scripts.py`; the scripts: {sources} (timm's "
+            f"runs with the timm beside it); the packages: {shown}.",
             "",
             "| script | options | ordinary: exit status | loss | TrAct: exit status | loss "
             "| first layer | the line at the end |",

@@ -39,6 +39,8 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
     ("what", "options", "status", "says"),
     [
         ("one", "", 0, "λ=0.1 on stem.weight of model (Net): 3 of 3 optimizer steps used it"),
+        ("named", "", 0, "on stem.weight of net/model (Net)"),
+        ("evaluates_halfway", "", 0, "1 of 2 optimizer steps used it"),
         ("exits_well", "", 0, "1 of 1 optimizer steps used it"),
         ("exits", "", 7, "1 of 1 optimizer steps used it"),
         ("folds", "", 0, "of 3 × model (Net): 6 of 6"),

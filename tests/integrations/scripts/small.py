@@ -36,6 +36,20 @@ def one(x):
     train(Net(), x, steps=3)
 
 
+def named(x):
+    net = Net()
+    train(net, x)
+
+
+def evaluates_halfway(x):
+    warnings.simplefilter("ignore")
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for training in (True, False):
+        model.train(training)(x).square().mean().backward()
+        optimizer.step()
+
+
 def exits(x):
     train(Net(), x)
     sys.exit(7)
