@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 from tract_hub.errors import TractError
 
 ABOUT = "The exact TrAct gradient for the first layer of any vision model."
-# To add a command: a module of this name in tract_hub/commands with a function of this name.
-COMMANDS = ("inspect", "compare", "audit")
+# To add a command: a module of this name in tract_hub/commands with a function of this name; its
+# CONTEXT, where it has one, is click's.
+COMMANDS = ("inspect", "compare", "audit", "launch")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -43,7 +44,7 @@ def _app() -> Any:
     app.callback(help=ABOUT)(_callback)
     for name in COMMANDS:
         module = importlib.import_module(f"tract_hub.commands.{name}")
-        app.command(name)(getattr(module, name))
+        app.command(name, context_settings=getattr(module, "CONTEXT", None))(getattr(module, name))
     return app
 
 

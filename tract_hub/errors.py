@@ -19,6 +19,10 @@ class ExampleInputError(TractError):
     """The model could not be traced with the inputs at hand."""
 
 
+class ScriptError(TractError):
+    """There is no such script or module to run."""
+
+
 class TractWarning(UserWarning):
     """Something a user of TrAct should know; training goes on."""
 

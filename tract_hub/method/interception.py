@@ -77,12 +77,14 @@ class ForwardUses:
     Attributes:
         weight_name: the weight's name in the model, for messages.
         missed: whether a forward that did not apply the weight was reported.
+        gated: whether a forward put the gate in place since this was last set to False.
 
     """
 
     def __init__(self, weight_name: str) -> None:
         self.weight_name = weight_name
         self.missed = False
+        self.gated = False
         self._thread = _Thread()
 
     def open(self) -> None:
@@ -101,6 +103,7 @@ class ForwardUses:
 
     def note(self, gram: Gram) -> list[Gram]:
         """Add one use; return the list that all uses of this forward share."""
+        self.gated = True
         uses = self._thread.here.uses
         if uses is None:
             return []
