@@ -1,0 +1,1 @@
+"""Connects TrAct to the code that people train with; no mathematics, no searching."""
