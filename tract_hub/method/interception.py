@@ -157,12 +157,12 @@ class ForwardScope:
         """Start to collect uses."""
         for uses in self.forward_uses:
             uses.open()
-        if self.step is not None and not torch.compiler.is_compiling():
+        if self.step is not None:
             self.step.enter()
 
     def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Let go of them: from here on only the graph of this forward knows them."""
-        if self.step is not None and not torch.compiler.is_compiling():
+        if self.step is not None:
             self.step.leave(output)
         missed = [uses for uses in self.forward_uses if not uses.close()]
         trains = module.training and torch.is_grad_enabled()

@@ -50,10 +50,12 @@ class Step:
     def __reduce__(self) -> tuple[Any, ...]:
         return Step, (self.ledgers, self.find)
 
+    @torch._disable_dynamo
     def enter(self) -> None:
         """Begin a forward of the whole model."""
         self._forward = self.find() if torch.is_grad_enabled() else None
 
+    @torch._disable_dynamo
     def leave(self, output: Any) -> None:
         """End it; have a backward reported that reaches its output.
 
@@ -66,6 +68,7 @@ class Step:
             if tensor.grad_fn is not None:
                 tensor.register_hook(partial(self._reach_output, synchroniser))
 
+    @torch._disable_dynamo
     def gate(self, weight: Tensor, gram: Gram, lam: float, name: str, module: nn.Module) -> Tensor:
         """Return a weight whose gradient is that of the step.
 
