@@ -6,6 +6,7 @@ Each check runs in every process and returns numbers; what came out, or the erro
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -153,6 +154,20 @@ def message_of(step: Callable[[], Any]) -> str:
 
 
 @check
+def scope_rank() -> Any:
+    """Each process uses the rows of its own batch, whatever was done first; nothing is summed."""
+    models = [ddp(build("rank")), tract_hub.enable(ddp(tract_hub.disable(build())), stems=["stem"])]
+    alone = [build("rank") for _ in range(dist.get_world_size())]
+    pairs = zip(*(t.chunk(len(alone)) for t in batch()), strict=True)
+    for model, (images, labels) in zip(alone, pairs, strict=True):
+        loss_of(model, images, labels).backward()
+    each = [gradients(model) for model in alone]
+    expected = {name: sum(share[name] for share in each) for name in each[0]}
+    calls = [calls_of_all_reduce(lambda m=m: accumulate(m, 1, m.no_sync)) for m in models]
+    return {"calls": sum(calls)}, [errors(gradients(model), expected) for model in models]
+
+
+@check
 def ddp_one_backward() -> Any:
     model = ddp(build())
     accumulate(model, 1, contextlib.nullcontext)
@@ -161,8 +176,7 @@ def ddp_one_backward() -> Any:
 
 @check
 def ddp_enabled_after_wrapping() -> Any:
-    torch.manual_seed(0)
-    model = tract_hub.enable(ddp(Net()), stems=["stem"], scope="global")
+    model = tract_hub.enable(ddp(tract_hub.disable(build())), stems=["stem"], scope="global")
     accumulate(model, 2, model.no_sync)
     return errors(gradients(model), at_once())
 
@@ -333,12 +347,6 @@ def ddp_several_stems_one_sum() -> Any:
 
 
 @check
-def ddp_scope_rank_sums_nothing() -> Any:
-    model = ddp(build("rank"))
-    return {"calls": calls_of_all_reduce(lambda: accumulate(model, 2, model.no_sync))}
-
-
-@check
 def ddp_checkpointed() -> Any:
     model = ddp(build(kind=lambda: Net(repeat=False)))
     accumulate(model, 2, model.no_sync)
@@ -408,6 +416,20 @@ def no_wrapper() -> Any:
     model = build()
     images, labels = batch()
     return message_of(lambda: loss_of(model, images, labels).backward())
+
+
+@check
+def ddp_compiled_inside() -> Any:
+    model = ddp(torch.compile(build(), backend="aot_eager"))
+    accumulate(model, 2, model.no_sync)
+    return errors(gradients(model.module._orig_mod), at_once())
+
+
+@check
+def ddp_compiled_around() -> Any:
+    model = torch.compile(ddp(build()), backend="aot_eager")
+    accumulate(model, 2, model.no_sync)
+    return errors(gradients(model._orig_mod), at_once())
 
 
 # Sharded.
@@ -493,15 +515,72 @@ def of_fsdp1(quiet: Callable[[Any], Callable[[], Any]]) -> Any:
         return errors(gradients(model), at_once())
 
 
+# On their own: what they leave behind is no place for another check.
+
+
+def join_without_a_batch() -> Any:
+    """The first process has joined before the others' first forward, and only waits for them."""
+    model = ddp(build())
+    with model.join():
+        if dist.get_rank() > 0:
+            try:
+                loss_of(model, *batch()).backward()
+            except tract_hub.TractError as error:
+                raise SystemExit(str(error)) from error  # as a script ends that lets it through
+
+
+# Through Accelerate.
+
+
+@check
+def accelerate_ddp() -> Any:
+    return of_accelerate()
+
+
+@check
+def accelerate_fsdp2() -> Any:
+    from accelerate import FullyShardedDataParallelPlugin
+
+    return of_accelerate(FullyShardedDataParallelPlugin(fsdp_version=2))
+
+
+def of_accelerate(fsdp_plugin: Any = None) -> Any:
+    """Two steps of two backwards; their clipped norms, and the gradients of the second."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, DistributedType
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    if fsdp_plugin is not None:  # Accelerate takes no plugin on a CPU, and can do what it asks for
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = fsdp_plugin
+    model = build()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.0))
+    expected, found = at_once(), {}
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for number, (images, labels) in enumerate([*mine(*batch(), parts=2)] * 2):
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model, images, labels, 2 * dist.get_world_size()))
+            if accelerator.sync_gradients:
+                found |= errors(gradients(model), expected)
+                clipped = accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                found[f"norm {number}"] = abs(float(full(clipped) / norm) - 1)
+            optimizer.step()
+            optimizer.zero_grad()
+    return [cls.__name__ for cls in type(model).__mro__], found
+
+
 def run(rank: int, world: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     init = f"file://{Path(folder) / 'init'}"
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(number) for name, number in ranks.items()})
     limit = timedelta(seconds=30)
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world, timeout=limit)
     results: dict[str, Any] = {}
     for name in names:
         try:
-            results[name] = CHECKS[name]()
+            results[name] = globals()[name]()
         except Exception:
             results[name] = traceback.format_exc()
         torch.save(results, Path(folder) / f"rank{rank}.pt")
@@ -511,9 +590,9 @@ def run(rank: int, world: int, folder: str, names: list[str]) -> None:
 
 
 def main() -> None:
-    """``python -m tests.integrations.processes WORLD FOLDER [CHECK …]``."""
+    """``python -m tests.integrations.processes WORLD FOLDER CHECK …``."""
     world, folder, *names = sys.argv[1:]
-    torch.multiprocessing.spawn(run, (int(world), folder, names or list(CHECKS)), nprocs=int(world))
+    torch.multiprocessing.spawn(run, (int(world), folder, names), nprocs=int(world))
 
 
 if __name__ == "__main__":

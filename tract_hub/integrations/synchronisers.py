@@ -25,7 +25,8 @@ def find_synchroniser() -> Synchroniser | None:
     for caller in _callers():
         for cls, synchroniser in _SYNCHRONISERS.items():
             if isinstance(caller, cls):
-                return synchroniser(caller)
+                found: Synchroniser = synchroniser(caller)
+                return found
         if any(cls.__name__ == "DeepSpeedEngine" for cls in type(caller).__mro__):
             return _DeepSpeed(caller)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -157,12 +157,13 @@ class ForwardScope:
         """Start to collect uses."""
         for uses in self.forward_uses:
             uses.open()
-        if self.step is not None:
+        if self.step is not None and not _is_tracing():
+            _leave_graph()
             self.step.enter()
 
     def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Let go of them: from here on only the graph of this forward knows them."""
-        if self.step is not None:
+        if self.step is not None and not _is_tracing():
             self.step.leave(output)
         missed = [uses for uses in self.forward_uses if not uses.close()]
         trains = module.training and torch.is_grad_enabled()
@@ -225,6 +226,7 @@ class _GatedForward(TorchFunctionMode):
     def _correction(self, gram: Gram) -> Correction:
         gate, uses = self.gate, self.gate.forward_uses
         if gate.step is not None:
+            _leave_graph()
             return partial(
                 gate.step.gate, gram=gram, lam=gate.lam, name=uses.weight_name, module=self.module
             )
@@ -255,6 +257,14 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _leave_graph() -> None:
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(
+            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+            "compile other parts of the model, or pass scope='rank'"
+        )
 
 
 def _is_tracing() -> bool:

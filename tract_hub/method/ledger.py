@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tract_hub.method.gram import Gram
+from tract_hub.method.precision import widest_dtype
 from tract_hub.method.solve import divide_by_gram
 
 
@@ -41,7 +42,7 @@ class Ledger:
     def clear(self) -> None:
         """Begin a step."""
         self.sums: Tensor | None = None  # the Gram matrices and, last, their rows; widest dtype
-        self.precision = torch.float32
+        self.eps = 0.0  # the rounding unit of the products in the sums
         self.raw: Tensor | None = None  # S
         self.returned: Tensor | None = None  # C
 
@@ -61,12 +62,12 @@ class Ledger:
 
     def add(self, gram: Gram) -> None:
         """Count the rows of one use of the weight."""
-        wide = widest(gram.total.device)
+        wide = widest_dtype(gram.total.device)
         self.shape = gram.total.shape
         rows = torch.full((1,), float(gram.rows), dtype=wide, device=gram.total.device)
         sums = torch.cat([gram.total.detach().to(wide).flatten(), rows])
         self.sums = sums if self.sums is None else self.sums + sums.to(self.sums.device)
-        self.precision = torch.promote_types(self.precision, gram.total.dtype)
+        self.eps = max(self.eps, gram.eps)
 
     def packed(self, device: torch.device) -> Tensor:
         """Return the sums, zeros where nothing was counted: (groups · n² + 1,)."""
@@ -74,7 +75,7 @@ class Ledger:
             return self.sums.to(device)
         groups, features, _ = self.shape
         size = groups * features * features + 1
-        return torch.zeros(size, dtype=widest(device), device=device)
+        return torch.zeros(size, dtype=widest_dtype(device), device=device)
 
     def hold(self, gradient: Tensor) -> Tensor:
         """Keep a gradient for a later backward of the step; return zeros.
@@ -96,7 +97,7 @@ class Ledger:
         """
         raw = self._with(gradient)
         moment = (sums[:-1] / sums[-1].clamp_min(1)).view(self.shape)
-        due = divide_by_gram(raw, Gram(moment.to(self.precision), 1), lam)
+        due = divide_by_gram(raw, Gram(moment, 1, self.eps), lam)
         answer = (due if self.returned is None else due - self.returned).to(gradient.dtype)
         returned = answer.detach().to(raw.dtype)
         self.raw = raw.detach()
@@ -116,10 +117,5 @@ class Ledger:
         )
 
     def _with(self, gradient: Tensor) -> Tensor:
-        wide = gradient.to(widest(gradient.device))
+        wide = gradient.to(widest_dtype(gradient.device))
         return wide if self.raw is None else self.raw + wide
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """Return the widest floating dtype that a device has."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from tract_hub.errors import TractError
 from tract_hub.method import engine
@@ -50,12 +51,12 @@ class Step:
     def __reduce__(self) -> tuple[Any, ...]:
         return Step, (self.ledgers, self.find)
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def enter(self) -> None:
         """Begin a forward of the whole model."""
         self._forward = self.find() if torch.is_grad_enabled() else None
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def leave(self, output: Any) -> None:
         """End it; have a backward reported that reaches its output.
 
@@ -68,7 +69,7 @@ class Step:
             if tensor.grad_fn is not None:
                 tensor.register_hook(partial(self._reach_output, synchroniser))
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def gate(self, weight: Tensor, gram: Gram, lam: float, name: str, module: nn.Module) -> Tensor:
         """Return a weight whose gradient is that of the step.
 
@@ -97,13 +98,14 @@ class Step:
     def correct(self, gate: Any, gradient: Tensor) -> Tensor:
         """Return what a gate's ordinary gradient becomes."""
         with self._lock:
+            ledger: Ledger = gate.ledger
             if not engine.accumulates():
-                return divide_by_gram(gradient, self._rows_of_backward(gate.ledger), gate.lam)
+                return divide_by_gram(gradient, self._rows_of_backward(ledger), gate.lam)
             self._start(gate.synchroniser, gradient.device)
             if self._sum is None:
-                return gate.ledger.hold(gradient)
-            parts = dict(zip(self.ledgers.values(), self._sum.result(), strict=True))
-            return gate.ledger.settle(gradient, parts[gate.ledger].to(gradient.device), gate.lam)
+                return ledger.hold(gradient)
+            sums = dict(zip(self.ledgers.values(), self._sum.result(), strict=True))[ledger]
+            return ledger.settle(gradient, sums.to(gradient.device), gate.lam)
 
     def _reach_output(self, synchroniser: Synchroniser, gradient: Tensor) -> None:
         with self._lock:
@@ -146,7 +148,7 @@ class Step:
             gate.ledger.add(gate.gram)
 
     def _rows_of_backward(self, ledger: Ledger) -> Gram:
-        grams = [gate.gram for gate in self._running_gates() if gate.ledger is ledger]
+        grams: list[Gram] = [gate.gram for gate in self._running_gates() if gate.ledger is ledger]
         return sum(grams[1:], start=grams[0])
 
 

@@ -52,4 +52,5 @@ class GroupSum:
             for group in self._later:
                 dist.all_reduce(self._flat, group=group)
             self._later = ()
-        return self._flat.split(self._sizes)
+        parts: tuple[Tensor, ...] = self._flat.split(self._sizes)
+        return parts
