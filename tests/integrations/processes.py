@@ -88,11 +88,13 @@ def full(tensor: Tensor) -> Tensor:
     return whole.detach().clone()
 
 
-def at_once(kind: Callable[[], nn.Module] = Net, images: Tensor | None = None) -> dict[str, Tensor]:
+def at_once(
+    kind: Callable[[], nn.Module] = Net, weights: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The gradients of one process with the whole batch, by the ordinary scope."""
     model = build("rank", kind)
-    pixels, labels = batch()
-    loss_of(model, pixels if images is None else images, labels).backward()
+    model.load_state_dict(weights or model.state_dict())
+    loss_of(model, *batch()).backward()
     return gradients(model)
 
 
