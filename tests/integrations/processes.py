@@ -414,6 +414,17 @@ def ddp_step_without_synchronising() -> Any:
 
 
 @check
+def ddp_step_after_an_unsynchronised_backward() -> Any:
+    """DDP does not average a second backward through one forward."""
+    model = ddp(build())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loss = loss_of(model, *batch())
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    return message_of(optimizer.step)
+
+
+@check
 def no_wrapper() -> Any:
     model = build()
     images, labels = batch()

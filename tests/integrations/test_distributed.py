@@ -117,6 +117,7 @@ def test_a_number_that_is_not_finite_in_one_process_reaches_all_and_is_forgotten
     [
         ("ddp_checkpointed_reentrant", "use_reentrant=False"),
         ("ddp_join", "leave join"),
+        ("ddp_step_after_an_unsynchronised_backward", "outside of no_sync"),
         ("no_wrapper", "DistributedDataParallel"),
     ],
 )

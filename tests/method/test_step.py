@@ -95,6 +95,13 @@ def test_a_step_that_ended_leaves_nothing_behind(
     assert_whole(model, x)
 
 
+def test_an_optimizer_ends_a_step_whose_gradient_stays(model: nn.Module, x: Tensor) -> None:
+    before = accumulate(model, x.flip(-1), 2).clone()
+    torch.optim.SGD(model.parameters(), 0.0).step()
+    own = accumulate(model, x, 2) - before
+    assert relative_error(own, expected(model, x)) < 1e-11
+
+
 def test_the_optimizer_of_another_model_ends_no_step(model: nn.Module, x: Tensor) -> None:
     other = nn.Linear(2, 2)
     other(torch.ones(2)).sum().backward()

@@ -45,11 +45,7 @@ class Ledger:
         self.eps = 0.0  # the rounding unit of the products in the sums
         self.raw: Tensor | None = None  # S
         self.returned: Tensor | None = None  # C
-
-    @property
-    def holds(self) -> bool:
-        """Whether a gradient was held back that no later backward has returned."""
-        return self.raw is not None and self.returned is None
+        self.holds = False  # whether a gradient was kept back that none has returned since
 
     def meet(self, leaves: Iterable[Tensor]) -> None:
         """Remember the tensors that take the gradient."""
@@ -83,7 +79,7 @@ class Ledger:
         The ordinary gradient would do as well, were it not to be taken off again: where the
         corrected one is a hundred times smaller, that would cost two digits.
         """
-        self.raw = self._with(gradient).detach()
+        self.raw, self.holds = self._with(gradient).detach(), True
         return torch.zeros_like(gradient)
 
     def settle(self, gradient: Tensor, sums: Tensor, lam: float) -> Tensor:
@@ -100,7 +96,7 @@ class Ledger:
         due = divide_by_gram(raw, Gram(moment, 1, self.eps), lam)
         answer = (due if self.returned is None else due - self.returned).to(gradient.dtype)
         returned = answer.detach().to(raw.dtype)
-        self.raw = raw.detach()
+        self.raw, self.holds = raw.detach(), False
         self.returned = returned if self.returned is None else self.returned + returned
         return answer
 
