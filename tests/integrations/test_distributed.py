@@ -1,6 +1,6 @@
 """``scope="global"`` among processes that talk to each other: real ones, over gloo.
 
-Each world of processes starts once and goes through all checks of ``processes.py``; here stands
+Each world of processes starts once and goes through all checks of ``run_checks.py``; here stands
 what must come out. Nothing may hang: a world has a time limit.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.processes import CHECKS
+from tests.integrations.run_checks import CHECKS
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 100  # seconds for a world
@@ -32,6 +32,7 @@ WHOLE_BATCH = """
     fsdp2_two_dimensions fsdp1_accumulation fsdp1_accumulation_synchronising_each
 """.split()
 
+ALONE = {"join_without_a_batch"}
 COMPILED = {"ddp_compiled_inside", "ddp_compiled_around"}  # with 2 processes only
 
 World = dict[str, list[Any]]
@@ -39,7 +40,7 @@ World = dict[str, list[Any]]
 
 def run_world(size: int, folder: Path, *checks: str, limit: float = LIMIT) -> int:
     """Run checks in processes of their own; return the exit status, that of a signal if hung."""
-    command = [sys.executable, "-m", "tests.integrations.processes", str(size), str(folder)]
+    command = [sys.executable, "-m", "tests.integrations.run_checks", str(size), str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*command, *checks], cwd=ROOT, env=environment, start_new_session=True
@@ -55,8 +56,9 @@ def run_world(size: int, folder: Path, *checks: str, limit: float = LIMIT) -> in
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     """What each process found, by check."""
     folder = tmp_path_factory.mktemp("world")
-    slow = COMPILED if request.param > 2 else set()
-    status = run_world(request.param, folder, *(name for name in CHECKS if name not in slow))
+    left_out = ALONE | (COMPILED if request.param > 2 else set())
+    checks = [name for name in CHECKS if name not in left_out]
+    status = run_world(request.param, folder, *checks)
     files = [folder / f"rank{rank}.pt" for rank in range(request.param)]
     found = [torch.load(file) if file.exists() else {} for file in files]
     names = list(found[0])
