@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 import tract_hub
 from tests import zoo
@@ -85,33 +83,3 @@ def test_a_step_of_a_known_loop_is_the_step_of_a_plain_one(loop: str, tmp_path: 
         assert relative_error(got[name], weight) < 1e-6, name
     changed = [name for name in got if relative_error(got[name], ordinary[name]) > 1e-6]
     assert changed == [STEM]
-
-
-def _rank(rank: int, init: str, results: str, order: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
-    model: nn.Module = zoo.build("ViT")
-    if order == "enable first":
-        model = DistributedDataParallel(tract_hub.enable(model))
-    else:
-        model = tract_hub.enable(DistributedDataParallel(model))
-    x = zoo.images("ViT", batch=8)[rank * 4 : rank * 4 + 4]
-    model(pixel_values=x, labels=labels(4)).loss.backward()
-    if rank == 0:
-        weights = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
-        torch.save(weights, results)
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("order", ["enable first", "wrap first"])
-def test_each_process_uses_the_rows_of_its_own_batch(tmp_path: Path, order: str) -> None:
-    init, results = f"file://{tmp_path / 'init'}", str(tmp_path / "gradients.pt")
-    torch.multiprocessing.spawn(_rank, (init, results, order), nprocs=2)
-    got = torch.load(results)
-    shares = []
-    for part in zoo.images("ViT", batch=8).split(4):
-        model = tract_hub.enable(zoo.build("ViT"))
-        model(pixel_values=part, labels=labels(4)).loss.backward()
-        shares.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in got.items():
-        assert relative_error(gradient, (shares[0][name] + shares[1][name]) / 2) < 1e-5, name

@@ -17,6 +17,7 @@ class TractConfig:
         lam: damping λ of the Gram matrix, in units of the squared input, finite and positive. 0.1
             suits inputs standardised to mean 0 and deviation 1.
         scope: whose rows the Gram matrix is taken over. ``"rank"``: this process's batch.
+            ``"global"``: those of all processes and of all backwards of an optimizer's step.
 
     Raises:
         ValueError: λ is not a finite positive number, or the scope is unknown.

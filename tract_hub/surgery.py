@@ -15,10 +15,14 @@ from tract_hub.adapters.locator import locate
 from tract_hub.adapters.named import named_stems
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
+from tract_hub.integrations.synchronisers import find_synchroniser
 from tract_hub.method.interception import ForwardScope, ForwardUses, WeightGate
+from tract_hub.method.ledger import Ledger
+from tract_hub.method.step import Step
 from tract_hub.stem import Stem
 
 Model = TypeVar("Model", bound=nn.Module)
+Owner = TypeVar("Owner", WeightGate, ForwardScope)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def enable(
         model: any module; changed in place, by hooks.
         lam: the damping λ > 0, 0.1 for inputs standardised to mean 0 and deviation 1.
         stems: names of the layers or of their weights, where they should not be searched for.
-        scope: ``"rank"``, the rows of this process's batch.
+        scope: ``"rank"``, the rows of this process's batch; ``"global"``, the rows of all
+            processes and of all backwards of an optimizer's step.
         example_inputs: inputs to follow the pixels with, see ``locate``.
 
     Returns:
@@ -70,8 +75,6 @@ def enable(
 
     """
     config = TractConfig(lam, scope)
-    if config.scope == "global":
-        raise TractError("scope='global' is not available in this version: pass scope='rank'")
     if not isinstance(model, nn.Module):
         raise TypeError(f"enable takes a torch.nn.Module, got {type(model).__name__}")
     present = status(model)
@@ -100,11 +103,11 @@ def disable(model: Model) -> Model:
 def status(model: nn.Module) -> tuple[StemStatus, ...]:
     """Say on which first layers of a model TrAct is, sorted by name; empty where it is off."""
     found: dict[int, StemStatus] = {}
-    for name, module, gate in _gates(model):
+    for name, module, gate in _owned(model, WeightGate):
         weight = f"{name}.{gate.parameters[0]}".lstrip(".")
         parameters = [module.get_parameter(parameter) for parameter in gate.parameters]
         frozen = not any(parameter.requires_grad for parameter in parameters)
-        state = StemStatus(weight, gate.lam, "rank", frozen, module.training)
+        state = StemStatus(weight, gate.lam, _scope(gate), frozen, module.training)
         found.setdefault(id(gate.forward_uses), state)
     return tuple(sorted(found.values(), key=lambda state: state.weight_name))
 
@@ -124,13 +127,31 @@ def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, .
 def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> None:
     every_use = []
     for stem in stems:
-        uses = ForwardUses(stem.weight_name)
+        groups = getattr(stem.module, "groups", 1)
+        uses = ForwardUses(stem.weight_name, (groups, stem.in_features))
         every_use.append(uses)
         for site in stem.sites:
             gate = WeightGate(site.operation, site.parameters, config.lam, uses)
             gate.attach(model.get_submodule(site.module_name))
     ForwardScope(every_use).attach(model)
+    _set_scope(model, config.scope)
     _forget_compiled()
+
+
+def _set_scope(model: nn.Module, scope: Scope) -> None:
+    """Let the gates of a model sum their rows over a step, or not."""
+    for _, _, forwards in _owned(model, ForwardScope):
+        step = None
+        if scope == "global":
+            ledgers = {uses.weight_name: Ledger(*uses.shape) for uses in forwards.forward_uses}
+            step = Step(ledgers, find_synchroniser)
+        forwards.step = step
+    for _, _, gate in _owned(model, WeightGate):
+        gate.step = step
+
+
+def _scope(gate: WeightGate) -> Scope:
+    return "rank" if gate.step is None else "global"
 
 
 def _adjust(
@@ -143,24 +164,30 @@ def _adjust(
     names = [state.weight_name for state in present]
     if stems is not None and sorted(s.weight_name for s in named_stems(model, stems)) != names:
         raise TractError(f"TrAct is already on {', '.join(names)}: call disable(model) first")
-    if all(state.lam == config.lam for state in present):
+    before = TractConfig(present[0].lam, present[0].scope)
+    if before == config:
         return
-    for _, _, gate in _gates(model):
-        gate.lam = config.lam
+    changes = []
+    if before.lam != config.lam:
+        changes.append(f"λ changed from {before.lam:g} to {config.lam:g}")
+        for _, _, gate in _owned(model, WeightGate):
+            gate.lam = config.lam
+    if before.scope != config.scope:
+        changes.append(f"scope changed from {before.scope!r} to {config.scope!r}")
+        _set_scope(model, config.scope)
     _forget_compiled()
-    before = ", ".join(dict.fromkeys(f"{state.lam:g}" for state in present))
     warnings.warn(
-        f"TrAct was already on {', '.join(names)}: λ changed from {before} to {config.lam:g}",
+        f"TrAct was already on {', '.join(names)}: {', '.join(changes)}",
         TractWarning,
         stacklevel=3,
     )
 
 
-def _gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightGate]]:
+def _owned(model: nn.Module, kind: type[Owner]) -> Iterator[tuple[str, nn.Module, Owner]]:
     for name, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
             owner = _owner(hook)
-            if isinstance(owner, WeightGate):
+            if isinstance(owner, kind):
                 yield name, module, owner
 
 

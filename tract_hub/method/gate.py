@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,22 +14,31 @@ from tract_hub.method.gram import Gram
 from tract_hub.method.operations import LinearCall
 from tract_hub.method.solve import divide_by_gram
 
+Correction = Callable[[Tensor], Tensor]
+"""Puts an identity on a weight (out, ...) whose backward corrects the gradient."""
 
-def gate_weight(call: LinearCall, gram: Gram, lam: float, uses: Sequence[Gram]) -> Tensor:
-    """Return the weight of a call such that its gradient is that of TrAct.
+
+def gate_weight(call: LinearCall, correction: Correction) -> Tensor:
+    """Return the weight of a call such that its gradient is that of TrAct."""
+    # A matmul's weight is (n, out); its transpose is laid out as a Linear's.
+    weight = call.weight.mT if call.name == "matmul" else call.weight
+    gated = correction(weight)
+    return gated.mT if call.name == "matmul" else gated
+
+
+def correct_forward(weight: Tensor, gram: Gram, lam: float, uses: Sequence[Gram]) -> Tensor:
+    """Return a weight whose gradient is that of TrAct over the rows of one forward.
 
     Args:
-        call: the call that the weight is for.
-        gram: the Gram matrix of this call's input.
+        weight: (out, ...) of ``groups × n`` features in all.
+        gram: the Gram matrix of the input that it is applied to.
         lam: the damping λ.
         uses: the Gram matrices of all uses of this weight in one forward, this one included,
             read when the backward comes and all of them are known.
 
     """
-    # A matmul's weight is (n, out); its transpose is laid out as a Linear's.
-    weight = call.weight.mT if call.name == "matmul" else call.weight
     gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses)
-    return gated.mT if call.name == "matmul" else gated
+    return gated
 
 
 def warn_if_trained(weight: Tensor, name: str) -> Tensor:

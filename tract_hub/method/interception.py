@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tract_hub.errors import TractError, TractWarning
-from tract_hub.method.gate import gate_weight, warn_if_trained
+from tract_hub.method.gate import Correction, correct_forward, gate_weight, warn_if_trained
 from tract_hub.method.gram import Gram, gram_of
 from tract_hub.method.operations import LinearCall, read_call, with_weight
+from tract_hub.method.step import Step
 
 
 class WeightGate:
@@ -31,6 +33,8 @@ class WeightGate:
             (``"weight"``; two for a weight norm).
         lam: the damping λ.
         forward_uses: shared by all gates of the same weight.
+        step: shared by all gates of the model, where the rows of a step are summed; None where
+            each forward stands for itself.
 
     """
 
@@ -40,11 +44,13 @@ class WeightGate:
         parameters: tuple[str, ...],
         lam: float,
         forward_uses: ForwardUses,
+        step: Step | None = None,
     ) -> None:
         self.operation = operation
         self.parameters = parameters
         self.lam = lam
         self.forward_uses = forward_uses
+        self.step = step
         self._thread = _Thread()
 
     def attach(self, module: nn.Module) -> None:
@@ -75,14 +81,16 @@ class ForwardUses:
     """The Gram matrices of one weight's uses in the forward that runs now, in each thread.
 
     Attributes:
-        weight_name: the weight's name in the model, for messages.
+        weight_name: the weight's name in the model.
+        shape: groups and features n of its Gram matrices.
         missed: whether a forward that did not apply the weight was reported.
         gated: whether a forward put the gate in place since this was last set to False.
 
     """
 
-    def __init__(self, weight_name: str) -> None:
+    def __init__(self, weight_name: str, shape: tuple[int, int]) -> None:
         self.weight_name = weight_name
+        self.shape = shape
         self.missed = False
         self.gated = False
         self._thread = _Thread()
@@ -139,8 +147,9 @@ class _Thread(threading.local):
 class ForwardScope:
     """Tells the gates of a model where one forward begins and ends."""
 
-    def __init__(self, forward_uses: Iterable[ForwardUses]) -> None:
+    def __init__(self, forward_uses: Iterable[ForwardUses], step: Step | None = None) -> None:
         self.forward_uses = tuple(forward_uses)
+        self.step = step
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on the model, outside those of its gates."""
@@ -151,9 +160,14 @@ class ForwardScope:
         """Start to collect uses."""
         for uses in self.forward_uses:
             uses.open()
+        if self.step is not None and not _is_tracing():
+            _leave_graph()
+            self.step.enter()
 
     def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Let go of them: from here on only the graph of this forward knows them."""
+        if self.step is not None and not _is_tracing():
+            self.step.leave(output)
         missed = [uses for uses in self.forward_uses if not uses.close()]
         trains = module.training and torch.is_grad_enabled()
         if output is not None and trains and not torch.compiler.is_compiling():
@@ -210,9 +224,16 @@ class _GatedForward(TorchFunctionMode):
             name = self.gate.forward_uses.weight_name
             return call.weight if compiling else warn_if_trained(call.weight, name)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
-            gram = gram_of(call, self.gate.lam)
-            uses = self.gate.forward_uses.note(gram)
-            return gate_weight(call, gram, self.gate.lam, uses)
+            return gate_weight(call, self._correction(gram_of(call, self.gate.lam)))
+
+    def _correction(self, gram: Gram) -> Correction:
+        gate, uses = self.gate, self.gate.forward_uses
+        if gate.step is not None:
+            _leave_graph()
+            return partial(
+                gate.step.gate, gram=gram, lam=gate.lam, name=uses.weight_name, module=self.module
+            )
+        return partial(correct_forward, gram=gram, lam=gate.lam, uses=uses.note(gram))
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""
@@ -239,6 +260,14 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _leave_graph() -> None:
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(
+            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+            "compile other parts of the model, or pass scope='rank'"
+        )
 
 
 def _is_tracing() -> bool:

@@ -66,5 +66,10 @@ def widest(rows: int) -> Precision:
     return Precision(torch.float64, torch.float64, rows)
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating dtype that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _is_fast(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) in FAST_FLOAT64

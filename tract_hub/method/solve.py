@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tract_hub.method.gram import Gram
+from tract_hub.method.precision import widest_dtype
 
 
 def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
@@ -28,7 +29,7 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     """
     groups, features, _ = gram.total.shape
     with torch.autocast(gradient.device.type, enabled=False):
-        wide = torch.float32 if gradient.device.type == "mps" else torch.float64
+        wide = widest_dtype(gradient.device)
         moment = gram.total.to(wide) / max(gram.rows, 1)
         rounding = gram.rounding().to(wide)
         damping = rounding.clamp_min(lam)

@@ -1,0 +1,47 @@
+"""What autograd's engine does now: which backward runs, and what it will reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def running_backward() -> int:
+    """Return the number of the backward that runs in this thread; no other ever has the same."""
+    return torch._C._current_graph_task_id()
+
+
+def will_run(node: Any) -> bool:
+    """Tell whether the backward that runs now executes a node, or has executed it."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf, of which autograd.grad returns the gradient instead
+        return False
+
+
+def accumulates() -> bool:
+    """Tell whether this backward adds to the ``.grad`` of any leaf below the running node.
+
+    ``torch.autograd.grad`` does not: no wrapper takes note of it, and it is no part of a step.
+    """
+    return any(map(will_run, _leaf_nodes(torch._C._current_autograd_node())))
+
+
+def leaves(node: Any) -> list[Tensor]:
+    """Return the leaf tensors that a node's gradient goes to."""
+    return [leaf.variable for leaf in _leaf_nodes(node)]
+
+
+def _leaf_nodes(node: Any) -> Iterator[Any]:
+    seen, rest = {node}, [node]
+    while rest:
+        node = rest.pop()
+        if hasattr(node, "variable"):
+            yield node
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                rest.append(below)
