@@ -109,6 +109,18 @@ def status(model: nn.Module) -> tuple[StemStatus, ...]:
     return tuple(sorted(found.values(), key=lambda state: state.weight_name))
 
 
+def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, ...]]:
+    """Return what holds the uses of each first layer that TrAct is on → what its weight is made of.
+
+    The parameters are the layer's own objects, its bias not among them.
+    """
+    found: dict[ForwardUses, tuple[nn.Parameter, ...]] = {}
+    for _, module, gate in _gates(model):
+        parameters = tuple(module.get_parameter(name) for name in gate.parameters)
+        found.setdefault(gate.forward_uses, parameters)
+    return found
+
+
 def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> None:
     every_use = []
     for stem in stems:

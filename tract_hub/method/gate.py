@@ -11,11 +11,14 @@ from torch import Tensor
 
 from tract_hub.errors import TractWarning
 from tract_hub.method.gram import Gram
+from tract_hub.method.measure import measure
 from tract_hub.method.operations import LinearCall
 from tract_hub.method.solve import divide_by_gram
 
 
-def gate_weight(call: LinearCall, gram: Gram, lam: float, uses: Sequence[Gram]) -> Tensor:
+def gate_weight(
+    call: LinearCall, gram: Gram, lam: float, uses: Sequence[Gram], probe: Tensor | None = None
+) -> Tensor:
     """Return the weight of a call such that its gradient is that of TrAct.
 
     Args:
@@ -24,11 +27,12 @@ def gate_weight(call: LinearCall, gram: Gram, lam: float, uses: Sequence[Gram]) 
         lam: the damping λ.
         uses: the Gram matrices of all uses of this weight in one forward, this one included,
             read when the backward comes and all of them are known.
+        probe: a leaf whose gradient becomes what ``measure`` says about this one.
 
     """
     # A matmul's weight is (n, out); its transpose is laid out as a Linear's.
     weight = call.weight.mT if call.name == "matmul" else call.weight
-    gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, lam, uses)
+    gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, lam, uses, probe)
     return gated.mT if call.name == "matmul" else gated
 
 
@@ -45,13 +49,19 @@ class _Correct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, total: Tensor, rows: int, lam: float, uses: Sequence[Gram]
+        weight: Tensor,
+        total: Tensor,
+        rows: int,
+        lam: float,
+        uses: Sequence[Gram],
+        probe: Tensor | None,
     ) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, total, ctx.rows, ctx.lam, ctx.uses = inputs
+        _, total, ctx.rows, ctx.lam, ctx.uses, probe = inputs
+        ctx.probed = probe is not None
         ctx.save_for_backward(total)
 
     @staticmethod
@@ -60,7 +70,9 @@ class _Correct(torch.autograd.Function):
         gram = Gram(total, ctx.rows)
         if len(ctx.uses) > 1:
             gram = sum(ctx.uses[1:], start=ctx.uses[0])
-        return divide_by_gram(gradients[0], gram, ctx.lam), None, None, None, None
+        corrected = divide_by_gram(gradients[0], gram, ctx.lam)
+        probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
+        return corrected, None, None, None, None, probed
 
 
 class _Report(torch.autograd.Function):

@@ -77,12 +77,14 @@ class ForwardUses:
     Attributes:
         weight_name: the weight's name in the model, for messages.
         missed: whether a forward that did not apply the weight was reported.
+        probe: set while the gradient is to be measured, see ``measure``.
 
     """
 
     def __init__(self, weight_name: str) -> None:
         self.weight_name = weight_name
         self.missed = False
+        self.probe: Tensor | None = None
         self._thread = _Thread()
 
     def open(self) -> None:
@@ -208,8 +210,9 @@ class _GatedForward(TorchFunctionMode):
             return call.weight if compiling else warn_if_trained(call.weight, name)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
             gram = gram_of(call)
-            uses = self.gate.forward_uses.note(gram)
-            return gate_weight(call, gram, self.gate.lam, uses)
+            forward_uses = self.gate.forward_uses
+            uses = forward_uses.note(gram)
+            return gate_weight(call, gram, self.gate.lam, uses, forward_uses.probe)
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""

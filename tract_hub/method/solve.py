@@ -31,15 +31,21 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     """
     groups, features, _ = gram.total.shape
     with torch.autocast(gradient.device.type, enabled=False):
-        wide = torch.float32 if gradient.device.type == "mps" else torch.float64
-        moment = gram.total.to(wide) / max(gram.rows, 1)
-        smallest = ROUNDING * torch.finfo(gram.total.dtype).eps
-        damping = (moment.amax((-2, -1), keepdim=True) * smallest).clamp_min(lam)
-        damped = moment + damping * torch.eye(features, dtype=wide, device=moment.device)
+        damped, _ = damp(gram, lam)
         factor, info = torch.linalg.cholesky_ex(damped)
-        columns = gradient.reshape(groups, -1, features).to(wide).mT
+        columns = gradient.reshape(groups, -1, features).to(damped.dtype).mT
         solved = torch.cholesky_solve(columns, factor.contiguous()).mT
         # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN.
         sound = (info == 0) & damped.isfinite().all(-1).all(-1)
         solved = torch.where(sound[:, None, None], solved, torch.nan)
     return solved.reshape(gradient.shape).to(gradient.dtype)
+
+
+def damp(gram: Gram, lam: float) -> tuple[Tensor, Tensor]:
+    """Return XᵀX / rows + λI, (groups, n, n), and the λ that it took, (groups, 1, 1)."""
+    device = gram.total.device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    moment = gram.total.to(wide) / max(gram.rows, 1)
+    smallest = ROUNDING * torch.finfo(gram.total.dtype).eps
+    damping = (moment.amax((-2, -1), keepdim=True) * smallest).clamp_min(lam)
+    return moment + damping * torch.eye(moment.shape[-1], dtype=wide, device=device), damping

@@ -1,0 +1,1 @@
+"""TrAct inside the training codes that people use; they connect, and compute nothing."""
