@@ -7,6 +7,10 @@
 what it would be and is on.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from tract_hub.adapters.locator import locate
 from tract_hub.config import TractConfig
 from tract_hub.errors import (
@@ -19,11 +23,16 @@ from tract_hub.errors import (
 from tract_hub.stem import Stem
 from tract_hub.surgery import StemStatus, disable, enable, status
 
+if TYPE_CHECKING:
+    from tract_hub.integrations.trainer.callback import TractCallback
+    from tract_hub.integrations.trainer.factory import optimizer_factory
+
 __all__ = [
     "ExampleInputError",
     "Stem",
     "StemNotFoundError",
     "StemStatus",
+    "TractCallback",
     "TractConfig",
     "TractError",
     "TractWarning",
@@ -31,5 +40,19 @@ __all__ = [
     "disable",
     "enable",
     "locate",
+    "optimizer_factory",
     "status",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs transformers when it is asked for."""
+    if name == "optimizer_factory":
+        from tract_hub.integrations.trainer.factory import optimizer_factory
+
+        return optimizer_factory
+    if name == "TractCallback":
+        from tract_hub.integrations.trainer.callback import TractCallback
+
+        return TractCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -118,7 +118,7 @@ def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, .
     The parameters are the layer's own objects, its bias not among them.
     """
     found: dict[ForwardUses, tuple[nn.Parameter, ...]] = {}
-    for _, module, gate in _gates(model):
+    for _, module, gate in _owned(model, WeightGate):
         parameters = tuple(module.get_parameter(name) for name in gate.parameters)
         found.setdefault(gate.forward_uses, parameters)
     return found

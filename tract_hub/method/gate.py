@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tract_hub.errors import TractWarning
 from tract_hub.method.gram import Gram
+from tract_hub.method.measure import measure
 from tract_hub.method.operations import LinearCall
 from tract_hub.method.solve import divide_by_gram
 
@@ -26,7 +27,9 @@ def gate_weight(call: LinearCall, correction: Correction) -> Tensor:
     return gated.mT if call.name == "matmul" else gated
 
 
-def correct_forward(weight: Tensor, gram: Gram, lam: float, uses: Sequence[Gram]) -> Tensor:
+def correct_forward(
+    weight: Tensor, gram: Gram, lam: float, uses: Sequence[Gram], probe: Tensor | None = None
+) -> Tensor:
     """Return a weight whose gradient is that of TrAct over the rows of one forward.
 
     Args:
@@ -35,9 +38,11 @@ def correct_forward(weight: Tensor, gram: Gram, lam: float, uses: Sequence[Gram]
         lam: the damping λ.
         uses: the Gram matrices of all uses of this weight in one forward, this one included,
             read when the backward comes and all of them are known.
+        probe: a leaf whose gradient becomes what ``measure`` says about this one.
 
     """
-    gated: Tensor = _Correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses)
+    rows, eps = gram.rows, gram.eps
+    gated: Tensor = _Correct.apply(weight, gram.total, rows, eps, lam, uses, probe)
     return gated
 
 
@@ -54,13 +59,20 @@ class _Correct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, total: Tensor, rows: int, eps: float, lam: float, uses: Sequence[Gram]
+        weight: Tensor,
+        total: Tensor,
+        rows: int,
+        eps: float,
+        lam: float,
+        uses: Sequence[Gram],
+        probe: Tensor | None,
     ) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, total, ctx.rows, ctx.eps, ctx.lam, ctx.uses = inputs
+        _, total, ctx.rows, ctx.eps, ctx.lam, ctx.uses, probe = inputs
+        ctx.probed = probe is not None
         ctx.save_for_backward(total)
 
     @staticmethod
@@ -69,7 +81,9 @@ class _Correct(torch.autograd.Function):
         gram = Gram(total, ctx.rows, ctx.eps)
         if len(ctx.uses) > 1:
             gram = sum(ctx.uses[1:], start=ctx.uses[0])
-        return divide_by_gram(gradients[0], gram, ctx.lam), None, None, None, None, None
+        corrected = divide_by_gram(gradients[0], gram, ctx.lam)
+        probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
+        return corrected, None, None, None, None, None, probed
 
 
 class _Report(torch.autograd.Function):

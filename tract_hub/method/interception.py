@@ -85,6 +85,7 @@ class ForwardUses:
         shape: groups and features n of its Gram matrices.
         missed: whether a forward that did not apply the weight was reported.
         gated: whether a forward put the gate in place since this was last set to False.
+        probe: set while the gradient is to be measured, see ``measure``.
 
     """
 
@@ -93,6 +94,7 @@ class ForwardUses:
         self.shape = shape
         self.missed = False
         self.gated = False
+        self.probe: Tensor | None = None
         self._thread = _Thread()
 
     def open(self) -> None:
@@ -111,7 +113,6 @@ class ForwardUses:
 
     def note(self, gram: Gram) -> list[Gram]:
         """Add one use; return the list that all uses of this forward share."""
-        self.gated = True
         uses = self._thread.here.uses
         if uses is None:
             return []
@@ -224,16 +225,23 @@ class _GatedForward(TorchFunctionMode):
             name = self.gate.forward_uses.weight_name
             return call.weight if compiling else warn_if_trained(call.weight, name)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
+            self.gate.forward_uses.gated = True
             return gate_weight(call, self._correction(gram_of(call, self.gate.lam)))
 
     def _correction(self, gram: Gram) -> Correction:
         gate, uses = self.gate, self.gate.forward_uses
-        if gate.step is not None:
-            _leave_graph()
-            return partial(
-                gate.step.gate, gram=gram, lam=gate.lam, name=uses.weight_name, module=self.module
-            )
-        return partial(correct_forward, gram=gram, lam=gate.lam, uses=uses.note(gram))
+        if gate.step is None:
+            correct, shared = correct_forward, uses.note(gram)
+            return partial(correct, gram=gram, lam=gate.lam, uses=shared, probe=uses.probe)
+        _leave_graph()
+        return partial(
+            gate.step.gate,
+            gram=gram,
+            lam=gate.lam,
+            name=uses.weight_name,
+            module=self.module,
+            probe=uses.probe,
+        )
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""

@@ -19,6 +19,9 @@ from tract_hub.method.gram import Gram
 from tract_hub.method.precision import widest_dtype
 from tract_hub.method.solve import divide_by_gram
 
+Settled = tuple[Tensor, Tensor, Gram]
+"""A step's ordinary gradient and TrAct's, in this process, and the Gram matrix of all."""
+
 
 class Ledger:
     """The sums of one weight since its optimizer last stepped.
@@ -82,8 +85,8 @@ class Ledger:
         self.raw, self.holds = self._with(gradient).detach(), True
         return torch.zeros_like(gradient)
 
-    def settle(self, gradient: Tensor, sums: Tensor, lam: float) -> Tensor:
-        """Return what makes the step's gradient complete.
+    def settle(self, gradient: Tensor, sums: Tensor, lam: float) -> tuple[Tensor, Settled]:
+        """Return what makes the step's gradient complete, and that gradient.
 
         Args:
             gradient: the ordinary gradient of this backward.
@@ -93,12 +96,13 @@ class Ledger:
         """
         raw = self._with(gradient)
         moment = (sums[:-1] / sums[-1].clamp_min(1)).view(self.shape)
-        due = divide_by_gram(raw, Gram(moment, 1, self.eps), lam)
+        gram = Gram(moment, 1, self.eps)
+        due = divide_by_gram(raw, gram, lam)
         answer = (due if self.returned is None else due - self.returned).to(gradient.dtype)
         returned = answer.detach().to(raw.dtype)
         self.raw, self.holds = raw.detach(), False
         self.returned = returned if self.returned is None else self.returned + returned
-        return answer
+        return answer, (raw, due, gram)
 
     def forget_zeroed(self) -> None:
         """Begin a step if the gradient was set to zero in place; does not wait for the device."""

@@ -29,16 +29,21 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     """
     groups, features, _ = gram.total.shape
     with torch.autocast(gradient.device.type, enabled=False):
-        wide = widest_dtype(gradient.device)
-        moment = gram.total.to(wide) / max(gram.rows, 1)
-        rounding = gram.rounding().to(wide)
-        damping = rounding.clamp_min(lam)
-        damped = moment + damping * torch.eye(features, dtype=wide, device=moment.device)
+        damped, damping = damp(gram, lam)
         factor, info = torch.linalg.cholesky_ex(damped)
-        columns = gradient.reshape(groups, -1, features).to(wide).mT
+        columns = gradient.reshape(groups, -1, features).to(damped.dtype).mT
         solved = torch.cholesky_solve(columns, factor.contiguous()).mT
         # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN. The
-        # trace of a Gram matrix is not finite where any of its entries is not.
-        sound = (info == 0) & rounding.isfinite()[:, 0, 0]
+        # trace of a Gram matrix, and with it the damping, is not finite where an entry is not.
+        sound = (info == 0) & damping.isfinite()[:, 0, 0]
         solved = torch.where(sound[:, None, None], solved, torch.nan)
     return solved.reshape(gradient.shape).to(gradient.dtype)
+
+
+def damp(gram: Gram, lam: float) -> tuple[Tensor, Tensor]:
+    """Return XᵀX / rows + λI, (groups, n, n), and the λ that it took, (groups, 1, 1)."""
+    device = gram.total.device
+    wide = widest_dtype(device)
+    damping = gram.rounding().to(wide).clamp_min(lam)
+    eye = torch.eye(gram.total.shape[-1], dtype=wide, device=device)
+    return gram.total.to(wide) / max(gram.rows, 1) + damping * eye, damping

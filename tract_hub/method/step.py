@@ -19,6 +19,7 @@ from tract_hub.errors import TractError
 from tract_hub.method import engine
 from tract_hub.method.gram import Gram
 from tract_hub.method.ledger import Ledger
+from tract_hub.method.measure import measure
 from tract_hub.method.optimizers import end_with_optimizer
 from tract_hub.method.solve import divide_by_gram
 from tract_hub.method.synchroniser import GroupSum, Synchroniser
@@ -70,7 +71,15 @@ class Step:
                 tensor.register_hook(partial(self._reach_output, synchroniser))
 
     @_disable_dynamo
-    def gate(self, weight: Tensor, gram: Gram, lam: float, name: str, module: nn.Module) -> Tensor:
+    def gate(
+        self,
+        weight: Tensor,
+        gram: Gram,
+        lam: float,
+        name: str,
+        module: nn.Module,
+        probe: Tensor | None = None,
+    ) -> Tensor:
         """Return a weight whose gradient is that of the step.
 
         Args:
@@ -79,6 +88,7 @@ class Step:
             lam: the damping λ.
             name: the weight's name among the ledgers.
             module: the module that applies it.
+            probe: a leaf whose gradient becomes what ``measure`` says about the whole step's.
 
         """
         if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -88,24 +98,25 @@ class Step:
         ledger.holders.add(module)
         end_with_optimizer(ledger)
         synchroniser = self._forward or self.find()
-        gated: Tensor = _CorrectStep.apply(weight, self, ledger, gram, lam, synchroniser)
+        gated: Tensor = _CorrectStep.apply(weight, self, ledger, gram, lam, synchroniser, probe)
         return gated
 
     def remember(self, gate: Any) -> None:
         """Know a gate for as long as its graph exists."""
         self._gates.add(gate)
 
-    def correct(self, gate: Any, gradient: Tensor) -> Tensor:
-        """Return what a gate's ordinary gradient becomes."""
+    def correct(self, gate: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what a gate's ordinary gradient becomes, and what its probe is told."""
         with self._lock:
             ledger: Ledger = gate.ledger
             if not engine.accumulates():
-                return divide_by_gram(gradient, self._rows_of_backward(ledger), gate.lam)
+                return divide_by_gram(gradient, self._rows_of_backward(ledger), gate.lam), None
             self._start(gate.synchroniser, gradient.device)
             if self._sum is None:
-                return ledger.hold(gradient)
+                return ledger.hold(gradient), None
             sums = dict(zip(self.ledgers.values(), self._sum.result(), strict=True))[ledger]
-            return ledger.settle(gradient, sums.to(gradient.device), gate.lam)
+            answer, whole = ledger.settle(gradient, sums.to(gradient.device), gate.lam)
+            return answer, measure(*whole, gate.lam) if gate.probed else None
 
     def _reach_output(self, synchroniser: Synchroniser, gradient: Tensor) -> None:
         with self._lock:
@@ -164,7 +175,9 @@ class _CorrectStep(torch.autograd.Function):
         gram: Gram,
         lam: float,
         synchroniser: Synchroniser | None,
+        probe: Tensor | None,
     ) -> Tensor:
+        ctx.probed = probe is not None
         ctx.step, ctx.ledger, ctx.gram, ctx.lam = step, ledger, gram, lam
         ctx.synchroniser, ctx.counted = synchroniser, False
         step.remember(ctx)
@@ -172,7 +185,8 @@ class _CorrectStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.step.correct(ctx, gradients[0]), None, None, None, None, None
+        corrected, probed = ctx.step.correct(ctx, gradients[0])
+        return corrected, None, None, None, None, None, probed
 
 
 def _require_process_group() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,7 @@ def with_torch_tract(model: nn.Module) -> nn.Module:
         ModuleNotFoundError: it is not installed.
 
     """
-    import torch_tract  # type: ignore[import-not-found]
-
+    torch_tract = importlib.import_module("torch_tract")
     for stem in tract_hub.locate(model):
         parent, _, name = stem.module_name.rpartition(".")
         layer = torch_tract.TrAct(model.get_submodule(stem.module_name), LAM)
@@ -73,9 +73,12 @@ class Stepper:
         torch.manual_seed(0)
         self.setup = setup
         form = torch.channels_last if setup.channels_last else torch.contiguous_format
-        model = ARMS[arm](case.build().to(setup.device)).to(memory_format=form)  # type: ignore[call-overload]
-        self.model: nn.Module = torch.compile(model) if setup.compiled else model
-        self.images: Tensor = photographs(case.size, case.batch).to(setup.device, memory_format=form)
+        self.model = ARMS[arm](case.build().to(setup.device)).to(memory_format=form)
+        if setup.compiled:
+            self.model.compile()
+        self.images: Tensor = photographs(case.size, case.batch).to(
+            setup.device, memory_format=form
+        )
         self.labels = torch.arange(case.batch, device=setup.device) % 10
 
     def seconds(self) -> float:

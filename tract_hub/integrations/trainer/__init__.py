@@ -1,0 +1,1 @@
+"""TrAct in the Trainer of Transformers."""

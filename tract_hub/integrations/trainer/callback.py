@@ -1,0 +1,170 @@
+"""``TractCallback``: TrAct on a Trainer's model, whatever its optimizer, and in its logs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from tract_hub.config import Scope, TractConfig
+from tract_hub.errors import TractError
+from tract_hub.integrations.trainer.card import describe_in_cards
+from tract_hub.integrations.trainer.measurement import Measurement
+from tract_hub.integrations.trainer.resume import compare, track
+from tract_hub.stem import Stem
+from tract_hub.surgery import enable, status
+
+
+class TractCallback(TrainerCallback):  # type: ignore[misc]
+    """Enables TrAct on the model that a Trainer trains, and logs what it does.
+
+    For a Trainer with an optimizer of the user's own, or a subclass that makes one; with
+    ``optimizer_factory``, for the logs. At each logging step these join the Trainer's own, in
+    ``trainer.state.log_history`` and wherever it reports to, for each first layer:
+
+    - ``tract/<layer>/grad_norm_before``, ``grad_norm_after``: norm of the ordinary gradient of its
+      weight and of TrAct's, before clipping;
+    - ``tract/<layer>/gram_condition``: condition number of the damped Gram matrix;
+    - ``tract/<layer>/damping``: λ, or what it had to be raised to.
+
+    They are measured in the first micro-batch of the step that is logged (with
+    ``logging_strategy="epoch"``, of the epoch's first step), on each process for its own rows. The
+    other steps are as without. ``torch.compile`` compiles a second graph, for the steps with.
+
+    Args:
+        lam: the damping λ > 0. None: that which the model has when training begins, or 0.1.
+        scope: whose rows the Gram matrix is taken over, see ``enable``.
+        stems: names of the first layers, where they should not be searched for.
+        example_inputs: inputs to follow the pixels with, see ``locate``.
+
+    Raises:
+        ValueError: λ or the scope is none that there is.
+        TractError: when the Trainer is made (λ given) or training begins: what ``enable`` raises,
+            or that something else set another λ than this callback's.
+
+    """
+
+    def __init__(
+        self,
+        lam: float | None = None,
+        scope: Scope = "rank",
+        stems: Sequence[str | Stem] | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        self.lam = lam
+        config = TractConfig(scope=scope) if lam is None else TractConfig(lam, scope)
+        self.where = {
+            "lam": config.lam,
+            "scope": config.scope,
+            "stems": stems,
+            "example_inputs": example_inputs,
+        }
+        self._measurement: Measurement | None = None
+        self._epoch_begins = False
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Enable TrAct before anything is wrapped or compiled."""
+        _log_with_callbacks()
+        describe_in_cards()
+        if self.lam is not None:
+            enable(parts["model"], **self.where)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Enable it on a model that was made since."""
+        model = parts["model"]
+        self._enable(model)
+        optimizer = _innermost(parts.get("optimizer"))
+        if optimizer is not None:
+            if state.global_step:  # resumed, when the optimizer may not have been tracked yet
+                compare(optimizer, model)
+            track(optimizer, model)
+
+    def _enable(self, model: nn.Module) -> None:
+        present = status(model)
+        if not present:
+            enable(model, **self.where)
+        elif self.lam is not None and present[0].lam != self.lam:
+            raise TractError(
+                f"TractCallback(lam={self.lam:g}), but something else enabled TrAct with "
+                f"λ={present[0].lam:g} on the same model: pass both the same, or TractCallback()"
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Note it."""
+        self._epoch_begins = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Measure if this step will be logged."""
+        if self._measurement is not None:
+            self._measurement.stop()  # an out-of-memory error skipped that
+        if self._will_be_logged(args, state):
+            self._measurement = Measurement(parts["model"])
+        self._epoch_begins = False
+
+    def _will_be_logged(self, args: TrainingArguments, state: TrainerState) -> bool:
+        step = state.global_step + 1
+        if step == 1 and args.logging_first_step:
+            return True
+        if args.logging_strategy == "epoch":
+            return self._epoch_begins
+        return bool(args.logging_strategy == "steps" and step % state.logging_steps == 0)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Measure no other micro-batch."""
+        if self._measurement is not None:
+            self._measurement.stop(parts.get("optimizer"))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Measure no more, with or without accumulation."""
+        self.on_substep_end(args, state, control, **parts)
+
+    def measured(self) -> dict[str, float]:
+        """Return what was measured since this was asked for last."""
+        measurement, self._measurement = self._measurement, None
+        return {} if measurement is None else measurement.values()
+
+
+def _innermost(optimizer: Any) -> Optimizer | None:
+    """The torch optimizer in the wrappers of Accelerate and DeepSpeed."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer if isinstance(optimizer, Optimizer) else None
+
+
+def _log_with_callbacks() -> None:
+    """Let ``Trainer.log`` ask the callbacks first: what they add in ``on_log`` comes too late."""
+    ordinary = Trainer.log
+    if hasattr(ordinary, "asks_callbacks"):
+        return
+
+    @functools.wraps(ordinary)
+    def log(self: Trainer, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TractCallback) and "loss" in logs:
+                logs.update(callback.measured())
+        ordinary(self, logs, *args, **kwargs)
+
+    log.asks_callbacks = True  # type: ignore[attr-defined]
+    Trainer.log = log

@@ -1,0 +1,92 @@
+"""Settings of the first layers' own in an optimizer: learning rate, weight decay, update rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tract_hub.errors import TractError
+from tract_hub.integrations.trainer.two_optimizers import TwoOptimizers
+from tract_hub.surgery import stem_parameters
+
+StemOptimizer = Literal["sgd"] | tuple[type[Optimizer], dict[str, Any]]
+
+Group = dict[str, Any]
+"""One of ``optimizer.param_groups``."""
+
+
+@dataclass(frozen=True)
+class StemGroup:
+    """What the weights of the first layers have of their own; None is what the others have.
+
+    Raises:
+        ValueError: the optimizer is neither ``"sgd"`` nor a class and its keyword arguments.
+
+    """
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    optimizer: StemOptimizer | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.optimizer in (None, "sgd") or isinstance(self.optimizer, tuple)):
+            raise ValueError(
+                f"stem_optimizer must be 'sgd' or (class, keyword arguments), got "
+                f"{self.optimizer!r}"
+            )
+
+    def separate(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """Move the first layers' weights of a model to groups of their own, where asked for.
+
+        Args:
+            optimizer: has not stepped yet; changed in place.
+            model: TrAct is on it.
+
+        Returns:
+            The optimizer, or one that it is a part of.
+
+        Raises:
+            TractError: the optimizer does not hold these weights.
+
+        """
+        if self == StemGroup():
+            return optimizer
+        stems = {id(p) for parameters in stem_parameters(model).values() for p in parameters}
+        groups = [self._own(group) for group in _take(optimizer, stems)]
+        if not groups:
+            raise TractError(
+                f"{type(optimizer).__name__} has no group with the first layer's weight, which is "
+                "frozen or treated apart: leave out stem_lr, stem_weight_decay and stem_optimizer"
+            )
+        if self.optimizer is None:
+            for group in groups:
+                optimizer.add_param_group(group)
+            return optimizer
+        return TwoOptimizers(optimizer, self._make(groups))
+
+    def _own(self, group: Group) -> Group:
+        own = {"lr": self.lr, "weight_decay": self.weight_decay}
+        return group | {name: value for name, value in own.items() if value is not None}
+
+    def _make(self, groups: list[Group]) -> Optimizer:
+        cls: type[Optimizer] = torch.optim.SGD
+        settings: dict[str, Any] = {"momentum": 0.9}
+        if isinstance(self.optimizer, tuple):
+            cls, settings = self.optimizer
+        common = ("params", "lr", "weight_decay")
+        return cls([{name: group[name] for name in common} for group in groups], **settings)
+
+
+def _take(optimizer: Optimizer, wanted: set[int]) -> list[Group]:
+    """Remove parameters from their groups; return them in groups with the same settings."""
+    taken = []
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if id(p) in wanted]
+        if parameters:
+            group["params"] = [p for p in group["params"] if id(p) not in wanted]
+            taken.append(group | {"params": parameters})
+    return taken
