@@ -15,17 +15,23 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ExportableState
 
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError
 from tract_hub.integrations.trainer.card import describe_in_cards
 from tract_hub.integrations.trainer.measurement import Measurement
-from tract_hub.integrations.trainer.resume import compare, track
+from tract_hub.integrations.trainer.resume import (
+    lam_of,
+    report_change,
+    track,
+    was_compared,
+)
 from tract_hub.stem import Stem
 from tract_hub.surgery import enable, status
 
 
-class TractCallback(TrainerCallback):  # type: ignore[misc]
+class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Enables TrAct on the model that a Trainer trains, and logs what it does.
 
     For a Trainer with an optimizer of the user's own, or a subclass that makes one; with
@@ -69,6 +75,7 @@ class TractCallback(TrainerCallback):  # type: ignore[misc]
             "stems": stems,
             "example_inputs": example_inputs,
         }
+        self._model: nn.Module | None = None
         self._measurement: Measurement | None = None
         self._epoch_begins = False
 
@@ -85,13 +92,27 @@ class TractCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
         """Enable it on a model that was made since."""
-        model = parts["model"]
+        model = self._model = parts["model"]
         self._enable(model)
         optimizer = _innermost(parts.get("optimizer"))
-        if optimizer is not None:
-            if state.global_step:  # resumed, when the optimizer may not have been tracked yet
-                compare(optimizer, model)
+        if state.global_step and not was_compared(optimizer):
+            self._compare(state, lam_of(model))
+        # A Trainer that resumes from a run without this callback would look for its entry.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if optimizer is not None and args.deepspeed_plugin is None:
             track(optimizer, model)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer's checkpoints keep of this callback."""
+        lam = self.lam if self._model is None else lam_of(self._model)
+        return {"args": {}, "attributes": {"trained_with": lam}}
+
+    def _compare(self, state: TrainerState, lam: float | None) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is None:
+            report_change(f"a run without {type(self).__name__}", lam)
+        elif (before := saved["attributes"]["trained_with"]) != lam:
+            report_change(f"a run with TrAct, λ={before:g}", lam)
 
     def _enable(self, model: nn.Module) -> None:
         present = status(model)
