@@ -43,9 +43,10 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     - ``tract/<layer>/gram_condition``: condition number of the damped Gram matrix;
     - ``tract/<layer>/damping``: λ, or what it had to be raised to.
 
-    They are measured in the first micro-batch of the step that is logged (with
-    ``logging_strategy="epoch"``, of the epoch's first step), on each process for its own rows. The
-    other steps are as without. ``torch.compile`` compiles a second graph, for the steps with.
+    They are measured in the step that is logged (with ``logging_strategy="epoch"``, in the epoch's
+    first step): under ``scope="rank"`` in its first micro-batch, whose loss counts 1/k of k, on
+    each process for its own rows; under ``"global"`` over all of its rows. The other steps are as
+    without. ``torch.compile`` compiles a second graph, for the steps with.
 
     Args:
         lam: the damping λ > 0. None: that which the model has when training begins, or 0.1.
@@ -151,15 +152,19 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Measure no other micro-batch."""
-        if self._measurement is not None:
-            self._measurement.stop(parts.get("optimizer"))
+        """Measure one micro-batch: the first, or the last if only that knows the step's rows."""
+        if self._measurement is None or not self._measurement.running:
+            return
+        self._measurement.stop(parts.get("optimizer"))
+        if status(parts["model"])[0].scope == "global":
+            self._measurement = Measurement(parts["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
         """Measure no more, with or without accumulation."""
-        self.on_substep_end(args, state, control, **parts)
+        if self._measurement is not None:
+            self._measurement.stop(parts.get("optimizer"))
 
     def measured(self) -> dict[str, float]:
         """Return what was measured since this was asked for last."""
