@@ -78,6 +78,18 @@ def test_what_is_logged_is_what_the_definitions_say(tmp_path: Path) -> None:
         assert tract(logs) == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_rows_of_a_whole_step_are_measured_where_they_are_summed(tmp_path: Path) -> None:
+    model = zoo.build("ViT")
+    run = with_callback(
+        tmp_path, tract_hub.TractCallback(lam=0.2, scope="global"), max_steps=1, logging_steps=1,
+        logging_strategy="steps", gradient_accumulation_steps=2,
+    )  # fmt: skip
+    run.train()
+    images, labels = map(torch.cat, zip(trainers.batch(0), trainers.batch(1), strict=True))
+    expected = by_the_book(images, labels, model, 0.2)
+    assert tract(run.state.log_history[0]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_norms_are_parts_of_the_trainers_own(tmp_path: Path) -> None:
     """The norm that the Trainer clips by is that of TrAct's gradient."""
     norms = []

@@ -8,8 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
-from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    Trainer,
+    TrainerCallback,
+)
 
 import tract_hub
 from tests import zoo
@@ -39,8 +52,14 @@ def factory(folder: Path, lam: float = 0.1, **options: Any) -> Trainer:
     return trainer(build(), args, optimizer_cls_and_kwargs=made, train_dataset=trainers.dataset(4))
 
 
-def ordinary(folder: Path, **options: Any) -> Trainer:
-    return trainer(build(), saving(folder), train_dataset=trainers.dataset(4), **options)
+def both(folder: Path, lam: float = 0.1) -> Trainer:
+    run = factory(folder, lam)
+    run.add_callback(tract_hub.TractCallback())
+    return run
+
+
+def ordinary(folder: Path) -> Trainer:
+    return trainer(build(), saving(folder), train_dataset=trainers.dataset(4))
 
 
 def own(folder: Path, lam: float | None = 0.1) -> Trainer:
@@ -62,6 +81,7 @@ RUNS: dict[str, Callable[[Path], Trainer]] = {
     "factory, SGD for the stem": lambda folder: factory(folder, stem_optimizer="sgd", stem_lr=0.05),
     "factory, group for the stem": lambda folder: factory(folder, stem_lr=0.05),
     "callback": own,
+    "both": both,
 }
 
 
@@ -80,10 +100,25 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(how: str, tmp_path: 
 
 CHANGES = {
     "ordinary to factory": (ordinary, factory, r"an ordinary run.*λ=0\.1"),
-    "ordinary to callback": (lambda at: own(at, None), own, r"an ordinary run.*λ=0\.1"),
+    "ordinary to callback": (lambda at: own(at, None), own, r"without TractCallback.*λ=0\.1"),
+    "ordinary to both": (ordinary, both, r"an ordinary run.*λ=0\.1"),
     "another λ": (factory, lambda at: factory(at, 0.4), r"λ=0\.1.*λ=0\.4"),
     "another λ of the callback": (own, lambda at: own(at, 0.4), r"λ=0\.1.*λ=0\.4"),
+    "another λ of both": (both, lambda at: both(at, 0.4), r"λ=0\.1.*λ=0\.4"),
 }
+
+SAME = {
+    "factory to both": (factory, both),
+    "both to factory": (both, factory),
+    "both to both": (both, both),
+}
+
+
+@pytest.mark.parametrize("pair", SAME)
+def test_a_run_that_resumes_with_the_same_gradient_says_nothing(pair: str, tmp_path: Path) -> None:
+    before, after = SAME[pair]
+    before(tmp_path).train()
+    after(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -97,6 +132,21 @@ def test_a_run_that_resumes_with_another_gradient_says_so(change: str, tmp_path:
     assert run.state.global_step == 6
 
 
+def test_a_checkpoint_keeps_the_lambda_that_was_trained_with_last(tmp_path: Path) -> None:
+    class Change(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            tract_hub.enable(model, lam=0.4)
+
+    for name, make in (("factory", factory), ("callback", own)):
+        run = make(tmp_path / name)
+        run.add_callback(Change())
+        with pytest.warns(tract_hub.TractWarning, match=r"changed from 0\.1 to 0\.4"):
+            run.train()
+        make(tmp_path / name, 0.4).train(
+            resume_from_checkpoint=str(tmp_path / name / "checkpoint-3")
+        )
+
+
 def test_an_ordinary_run_resumes_from_a_checkpoint_of_tract(tmp_path: Path) -> None:
     whole = factory(tmp_path / "tract")
     whole.train()
@@ -104,6 +154,41 @@ def test_an_ordinary_run_resumes_from_a_checkpoint_of_tract(tmp_path: Path) -> N
     run.train(resume_from_checkpoint=str(tmp_path / "tract" / "checkpoint-3"))
     assert run.state.global_step == 6 and tract_hub.status(run.model) == ()
     assert not torch.equal(weights(run.model)[STEM], weights(whole.model)[STEM])
+
+
+def stepped(folder: Path, lam: float | None) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A sharded model and its optimizer after a step, as the factory made it."""
+    model = fully_shard(build(), mesh=init_device_mesh("cpu", (1,)))
+    args = arguments(folder, optim="sgd", optim_args="momentum=0.9")
+    if lam is None:
+        optimizer = Trainer(model, args).create_optimizer()
+    else:
+        cls, order = tract_hub.optimizer_factory(args, lam)
+        optimizer = cls()(model, **order)
+    images, labels = trainers.batch(0)
+    model(pixel_values=images, labels=labels).loss.backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(0.1, 0.1), (0.1, None), (None, 0.1)])
+def test_distributed_checkpoints_are_those_of_the_ordinary_optimizer(
+    saved: float | None, loaded: float | None, tmp_path: Path
+) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'init'}", rank=0, world_size=1)
+    try:
+        state = {"optimizer": get_optimizer_state_dict(*stepped(tmp_path, saved))}
+        dcp.save(state, checkpoint_id=tmp_path / "checkpoint")
+        model, optimizer = stepped(tmp_path, loaded)
+        into = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.load(into, checkpoint_id=tmp_path / "checkpoint")
+        set_optimizer_state_dict(model, optimizer, into["optimizer"])
+        got = get_optimizer_state_dict(model, optimizer)["state"]
+        for name, values in state["optimizer"]["state"].items():
+            momentum = values["momentum_buffer"].full_tensor()
+            assert torch.equal(got[name]["momentum_buffer"].full_tensor(), momentum)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_other_groups_than_those_of_the_checkpoint_are_refused(tmp_path: Path) -> None:

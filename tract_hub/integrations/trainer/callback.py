@@ -15,17 +15,23 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ExportableState
 
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError
 from tract_hub.integrations.trainer.card import describe_in_cards
 from tract_hub.integrations.trainer.measurement import Measurement
-from tract_hub.integrations.trainer.resume import compare, track
+from tract_hub.integrations.trainer.resume import (
+    lam_of,
+    report_change,
+    track,
+    was_compared,
+)
 from tract_hub.stem import Stem
 from tract_hub.surgery import enable, status
 
 
-class TractCallback(TrainerCallback):  # type: ignore[misc]
+class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Enables TrAct on the model that a Trainer trains, and logs what it does.
 
     For a Trainer with an optimizer of the user's own, or a subclass that makes one; with
@@ -37,9 +43,10 @@ class TractCallback(TrainerCallback):  # type: ignore[misc]
     - ``tract/<layer>/gram_condition``: condition number of the damped Gram matrix;
     - ``tract/<layer>/damping``: λ, or what it had to be raised to.
 
-    They are measured in the first micro-batch of the step that is logged (with
-    ``logging_strategy="epoch"``, of the epoch's first step), on each process for its own rows. The
-    other steps are as without. ``torch.compile`` compiles a second graph, for the steps with.
+    They are measured in the step that is logged (with ``logging_strategy="epoch"``, in the epoch's
+    first step): under ``scope="rank"`` in its first micro-batch, whose loss counts 1/k of k, on
+    each process for its own rows; under ``"global"`` over all of its rows. The other steps are as
+    without. ``torch.compile`` compiles a second graph, for the steps with.
 
     Args:
         lam: the damping λ > 0. None: that which the model has when training begins, or 0.1.
@@ -69,6 +76,7 @@ class TractCallback(TrainerCallback):  # type: ignore[misc]
             "stems": stems,
             "example_inputs": example_inputs,
         }
+        self._model: nn.Module | None = None
         self._measurement: Measurement | None = None
         self._epoch_begins = False
 
@@ -85,13 +93,27 @@ class TractCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
         """Enable it on a model that was made since."""
-        model = parts["model"]
+        model = self._model = parts["model"]
         self._enable(model)
         optimizer = _innermost(parts.get("optimizer"))
-        if optimizer is not None:
-            if state.global_step:  # resumed, when the optimizer may not have been tracked yet
-                compare(optimizer, model)
+        if state.global_step and not was_compared(optimizer):
+            self._compare(state, lam_of(model))
+        # A Trainer that resumes from a run without this callback would look for its entry.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if optimizer is not None and args.deepspeed_plugin is None:
             track(optimizer, model)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer's checkpoints keep of this callback."""
+        lam = self.lam if self._model is None else lam_of(self._model)
+        return {"args": {}, "attributes": {"trained_with": lam}}
+
+    def _compare(self, state: TrainerState, lam: float | None) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is None:
+            report_change(f"a run without {type(self).__name__}", lam)
+        elif (before := saved["attributes"]["trained_with"]) != lam:
+            report_change(f"a run with TrAct, λ={before:g}", lam)
 
     def _enable(self, model: nn.Module) -> None:
         present = status(model)
@@ -130,15 +152,19 @@ class TractCallback(TrainerCallback):  # type: ignore[misc]
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Measure no other micro-batch."""
-        if self._measurement is not None:
-            self._measurement.stop(parts.get("optimizer"))
+        """Measure one micro-batch: the first, or the last if only that knows the step's rows."""
+        if self._measurement is None or not self._measurement.running:
+            return
+        self._measurement.stop(parts.get("optimizer"))
+        if status(parts["model"])[0].scope == "global":
+            self._measurement = Measurement(parts["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
         """Measure no more, with or without accumulation."""
-        self.on_substep_end(args, state, control, **parts)
+        if self._measurement is not None:
+            self._measurement.stop(parts.get("optimizer"))
 
     def measured(self) -> dict[str, float]:
         """Return what was measured since this was asked for last."""

@@ -94,7 +94,8 @@ class _Order:
         describe_in_cards()
         enable(model, **self.where)
         optimizer = self.group.separate(_default_optimizer(self.args, model), model)
-        track(optimizer, model)
+        if self.args.deepspeed_plugin is None:
+            track(optimizer, model)
         return optimizer
 
 
