@@ -12,7 +12,7 @@ from tract_hub.errors import TractError
 ABOUT = "The exact TrAct gradient for the first layer of any vision model."
 # To add a command: a module of this name in tract_hub/commands with a function of this name; its
 # CONTEXT, where it has one, is click's.
-COMMANDS = ("inspect", "compare", "audit", "launch")
+COMMANDS = ("inspect", "compare", "audit", "bench", "launch")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +64,12 @@ ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torch_tract": with_torch_tract,
     "tract_hub": with_tract_hub,
 }
+
+
+def installed() -> list[str]:
+    """Return the arms whose packages are here."""
+    missing = importlib.util.find_spec("torch_tract") is None
+    return [arm for arm in ARMS if arm != "torch_tract" or not missing]
 
 
 class Stepper:

@@ -27,7 +27,7 @@ def make_accelerator(device: str, precision: str, batch_size: int) -> Any:
     if device.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SettingsError(f"--device {device} is one device; a launcher's processes need auto")
     if device != "auto":
-        _check_there(device)
+        check_there(device)
     accelerator = _accelerator(device, precision)
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
@@ -56,7 +56,13 @@ def _accelerator(device: str, precision: str) -> Any:
         raise SettingsError(f"--precision {precision} does not work here: {message}") from error
 
 
-def _check_there(name: str) -> None:
+def check_there(name: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        SettingsError: it is not; the message lists those that are.
+
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -62,14 +62,18 @@ def _version(package: str) -> str:
 
 def environment(accelerator: Any) -> dict[str, Any]:
     """Return what the runs ran on."""
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "device": f"{device.type} ({name})",
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "system": platform.system(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the kind of a device, and its model or architecture."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({name})"
 
 
 def command_of(settings: CompareSettings) -> str:

@@ -1,0 +1,61 @@
+"""``tract-hub bench`` on a model small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tract_hub.cli import main
+from tract_hub.studies.bench import cases
+from tract_hub.studies.bench.cases import Case
+from tract_hub.studies.bench.report import memory_table
+from tract_hub.studies.interleaved import interleave, ratio
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("resnet18", 32, 2, small_stem=True, arguments={"channels": (8, 8, 8, 8)})
+    monkeypatch.setitem(cases.CASES, "cpu", {"tiny": case})
+
+
+def bench(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    return int(stopped.value.code or 0)
+
+
+def test_the_time_added_is_measured_and_written(tiny: None, tmp_path: Path) -> None:
+    assert bench("--budget", "0", "--no-memory", "--out", str(tmp_path)) == 0
+    arms = json.loads((tmp_path / "bench.json").read_text())["cases"]["tiny"]
+    assert arms["ordinary"]["ratio"] == {"median": 1.0, "first": 1.0, "third": 1.0}
+    assert arms["tract_hub"]["ratio"]["median"] > 0
+    assert 0 < arms["tract_hub"]["own"] < 1
+    assert "error" in arms["torch_tract"] or arms["torch_tract"]["seconds"] > 0
+    assert "| tiny |" in (tmp_path / "bench.md").read_text()
+
+
+def test_an_unknown_case_or_device_is_one_line(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--cases", "resnet", "--out", str(tmp_path)) == 2
+    assert "there is no case 'resnet'; there is tiny" in capsys.readouterr().err
+    assert bench("--device", "abacus", "--out", str(tmp_path)) == 2
+    assert "no device 'abacus'" in capsys.readouterr().err
+
+
+def test_turns_are_taken_in_reverse_every_second_round() -> None:
+    order: list[str] = []
+    timers = [lambda name=name: order.append(name) or len(order) for name in "abc"]
+    assert interleave(timers, 2) == [[1, 2, 3], [6, 5, 4]]
+    assert order == list("abccba")
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    assert ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]).median == 3.0
+
+
+def test_memory_is_what_is_added_to_the_ordinary_peak() -> None:
+    peaks = {"ordinary": {64: 1000.0}, "tract_hub": {64: 1030.4}}
+    assert memory_table(peaks) == [["batch", "tract_hub"], ["64", "+30 MiB"]]

@@ -1,0 +1,62 @@
+"""The tables of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tract_hub.studies.interleaved import Ratio
+
+Table = list[list[str]]
+
+
+def steps_table(cases: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Say what each arm adds to the ordinary step: a heading, and one line a case."""
+    lines = [["case", "torch_tract", "tract_hub", "of it Gram matrix and solve"]]
+    for name, arms in cases.items():
+        own = arms["tract_hub"].get("own")
+        share = "" if own is None else f"{own:.2%}"
+        lines.append([name, *(_added(arms[arm]) for arm in ("torch_tract", "tract_hub")), share])
+    return lines
+
+
+def _added(result: Mapping[str, Any]) -> str:
+    if "error" in result:
+        return f"cannot run ({result['error']})"
+    ratio: Ratio = result["ratio"]
+    return f"{ratio.median - 1:+.1%} ({ratio.first - 1:+.1%} to {ratio.third - 1:+.1%})"
+
+
+def memory_table(peaks: Mapping[str, Mapping[int, float]]) -> Table:
+    """Say what each arm adds to the ordinary peak: a heading, and one line a batch size."""
+    ordinary = peaks["ordinary"]
+    others = [arm for arm in peaks if arm != "ordinary"]
+    return [["batch", *others]] + [
+        [str(batch), *(f"{peaks[arm][batch] - ordinary[batch]:+.0f} MiB" for arm in others)]
+        for batch in ordinary
+    ]
+
+
+def markdown(head: str, steps: Table, memory: Table | None) -> str:
+    """Write the report."""
+    lines = ["# What TrAct costs", "", head, "", "## Time", ""]
+    lines += [
+        "Added to forward and backward of the ordinary model: median over rounds of the ratio of "
+        "the whole steps (quartiles), and the share of the step that the Gram matrix and the "
+        "solve took by their own clock, which the machine's noise blurs less.",
+        "",
+        *_rows(steps),
+    ]
+    if memory is not None:
+        lines += ["", "## Memory", "", "Added to the ordinary peak of a 7 × 7 stem of stride 2, "]
+        lines[-1] += "alone, at 224 × 224 pixels; resident memory of a process."
+        lines += ["", *_rows(memory)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(table: Table) -> Iterator[str]:
+    heading, *lines = table
+    yield f"| {' | '.join(heading)} |"
+    yield "|---" + "|--:" * (len(heading) - 1) + "|"
+    for line in lines:
+        yield f"| {' | '.join(line)} |"
