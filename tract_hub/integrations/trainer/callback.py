@@ -44,9 +44,10 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     - ``tract/<layer>/damping``: λ, or what it had to be raised to.
 
     They are measured in the step that is logged (with ``logging_strategy="epoch"``, in the epoch's
-    first step): under ``scope="rank"`` in its first micro-batch, whose loss counts 1/k of k, on
-    each process for its own rows; under ``"global"`` over all of its rows. The other steps are as
-    without. ``torch.compile`` compiles a second graph, for the steps with.
+    first step): under ``scope="rank"`` in its first micro-batch, whose loss counts 1/k of k; under
+    ``"global"`` over all of its micro-batches, the Gram matrix being that of all processes. The
+    norms are those of each process, before gradients are averaged. The other steps are as without.
+    ``torch.compile`` compiles a second graph, for the steps with.
 
     Args:
         lam: the damping λ > 0. None: that which the model has when training begins, or 0.1.
