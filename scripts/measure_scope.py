@@ -77,14 +77,13 @@ def page(times: dict[str, dict[str, Any]], steps: int) -> str:
         f"thread each), {BATCH} images of 224 × 224 a process, median of {steps} steps, arms in "
         f"turn; {platform.machine()} CPU, torch {torch.__version__.split('+')[0]}. Ratios are "
         "medians over steps, with quartiles. Written by `python scripts/measure_scope.py`.",
-        "| model | n | summed a step | ordinary | rank / ordinary | global / rank |\n"
-        "| --- | --: | --: | --: | --: | --: |",
+        "| model | n | summed a step | rank / ordinary | global / rank |\n"
+        "| --- | --: | --: | --: | --: |",
     ]
     for name, of in times.items():
         kilobytes = (of["n"] ** 2 + 1) * 8 / 1e3
         lines[-1] += (
             f"\n| {name} | {of['n']} | {kilobytes:,.0f} kB "
-            f"| {statistics.median(of['ordinary']) * 1e3:.0f} ms "
             f"| {ratio(of['rank'], of['ordinary'])} | {ratio(of['global'], of['rank'])} |"
         )
     return "\n\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from tract_hub.integrations.script import run_script
 from tract_hub.integrations.trained import Trained, Watch
 
 BAD_INPUT, UNUSED = 2, 3
+SETTINGS = ("lam", "scope")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lam", type=float, help="the damping λ (default: 0.1)")
     parser.add_argument(
-        "--scope", choices=get_args(Scope), default="rank", help="whose rows the Gram matrix takes"
+        "--scope", choices=get_args(Scope), help="whose rows the Gram matrix takes (default: rank)"
     )
     parser.add_argument(
         "--model",
@@ -76,11 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _watch(options: argparse.Namespace) -> Watch:
     try:
-        config = TractConfig(0.1 if options.lam is None else options.lam, options.scope)
+        given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+        config = TractConfig(**given)
     except ValueError as error:
         _say(str(error))
         raise SystemExit(BAD_INPUT) from None
-    return Watch(config, options.model, keep_lam=options.lam is None)
+    return Watch(config, options.model, tuple(given))
 
 
 def _summary(watch: Watch) -> str:
@@ -102,9 +104,10 @@ def _alike(trained: list[Trained]) -> list[list[Trained]]:
 def _sentence(models: list[Trained]) -> str:
     first, count = models[0], f"{len(models)} × " if len(models) > 1 else ""
     stems = ", ".join(stem.weight_name for stem in first.stems)
+    scope = ", scope global," if first.stems[0].scope == "global" else ""
     used, steps = sum(m.used for m in models), sum(m.steps for m in models)
     return (
-        f"TrAct λ={first.stems[0].lam:g} on {stems} of {count}{first.name}: "
+        f"TrAct λ={first.stems[0].lam:g}{scope} on {stems} of {count}{first.name}: "
         f"{used} of {steps} optimizer steps used it"
     )
 

@@ -49,7 +49,12 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
         ("empty_step", "", 0, "on stem.weight of model (Net): 1 of 1"),
         ("enables", "", 0, "λ=0.5 on stem.weight"),
         ("enables", "--lam 0.5", 0, "λ=0.5 on stem.weight"),
-        ("enables", "--lam 0.1", 3, "enabled TrAct on model (Net) with λ=0.5, and --lam says 0.1"),
+        (
+            "enables",
+            "--lam 0.1",
+            3,
+            "enabled TrAct on model (Net) with lam=0.5, and --lam says 0.1",
+        ),
         ("one", "--model model", 0, "3 of 3"),
         ("one", "--model Net", 0, "3 of 3"),
         ("one", "--model stem", 0, "3 of 3"),
@@ -71,7 +76,8 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
         ("fickle", "", 3, "0 of 1 optimizer steps used it"),
         ("unsupported", "", 3, "Net: 'stem.weight' reads the pixels, but"),
         ("swallows", "", 3, "Net: 'stem.weight' reads the pixels, but"),
-        ("one", "--scope global", 3, "global"),
+        ("one", "--scope global", 0, "λ=0.1, scope global, on stem.weight of model (Net): 3 of 3"),
+        ("enables", "--scope global", 3, "with scope=rank, and --scope says global"),
     ],
 )
 def test_a_script(capsys, what, options, status, says):

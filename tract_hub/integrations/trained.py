@@ -84,7 +84,7 @@ class Watch:
         config: λ and scope.
         name: which model, where several are trained: its variable in the script, its class, or
             the path of a module inside it.
-        keep_lam: whether a λ that the script itself chose stands.
+        asked: the settings that a script's own ``enable`` must agree with; else its own stand.
 
     Attributes:
         trained: the models that got TrAct.
@@ -92,10 +92,12 @@ class Watch:
 
     """
 
-    def __init__(self, config: TractConfig, name: str | None = None, keep_lam: bool = True) -> None:
+    def __init__(
+        self, config: TractConfig, name: str | None = None, asked: Sequence[str] = ()
+    ) -> None:
         self.config = config
         self.name = name
-        self.keep_lam = keep_lam
+        self.asked = asked
         self.trained: list[Trained] = []
         self.failure: TractError | None = None
         self._optimizers = Optimizers(self._arm)
@@ -210,11 +212,13 @@ class Watch:
         present = status(model)
         if not present:
             enable(model, self.config.lam, stems, self.config.scope)
-        elif not self.keep_lam and any(stem.lam != self.config.lam for stem in present):
-            raise TractError(
-                f"the script itself enabled TrAct on {_shown(names)} with λ={present[0].lam:g}, "
-                f"and --lam says {self.config.lam:g}: leave one of them out"
-            )
+        for option in self.asked if present else ():
+            own, wanted = getattr(present[0], option), getattr(self.config, option)
+            if own != wanted:
+                raise TractError(
+                    f"the script itself enabled TrAct on {_shown(names)} with {option}={own}, "
+                    f"and --{option} says {wanted}: leave one of them out"
+                )
         uses = stem_parameters(model)
         weights = [parameter for parameters in uses.values() for parameter in parameters]
         holders = [o for weight in weights for o in self._optimizers.of(weight)]
