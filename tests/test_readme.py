@@ -24,8 +24,13 @@ def test_every_local_link_leads_somewhere(link: str) -> None:
     assert (ROOT / link).is_file()
 
 
-def test_the_snippet_runs() -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    scope: dict[str, object] = {}
-    exec(snippet, scope)
+def test_the_snippets_run_one_after_the_other(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    scope = {"args": args, "data": [], "Trainer": Trainer}
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(snippet, scope)
     assert tract_hub.status(scope["model"])
+    scope["trainer"].create_optimizer()
+    assert scope["trainer"].optimizer.param_groups
