@@ -172,3 +172,18 @@ def test_a_launched_process_ends_as_the_script_does():
     raised = run(*PYTHON, *LAUNCH, SCRIPTS / "small.py", "raises")
     assert raised.returncode == 1 and "the disk is full" in raised.stderr
     assert "1 of 1 optimizer steps used it" in our_lines(raised.stderr)[0]
+
+
+def test_scope_global_makes_two_processes_one(tmp_path: Path) -> None:
+    weights = []
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        launcher = [*TORCHRUN[:-1], processes, "-m", "tract_hub.launch", "--scope", "global"]
+        done = run(*launcher, SCRIPTS / "whole_batch.py", out)
+        assert done.returncode == 0, done.stderr
+        (line,) = our_lines(done.stderr)
+        assert "λ=0.1, scope global, on 0.weight" in line
+        assert "3 of 3 optimizer steps used it" in line
+        weights.append(torch.load(out))
+    for name, weight in weights[0].items():
+        assert relative_error(weights[1][name], weight) <= 1e-12, name
