@@ -33,11 +33,13 @@ def bench(
     compiled: Annotated[bool, typer.Option(help="Compile the models.")] = False,
     channels_last: Annotated[bool, typer.Option(help="Lay images out channels last.")] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too (CPU, Linux).")] = True,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
+        "tract-hub-runs/bench"
+    ),
 ) -> None:
     """Measure what TrAct adds to a training step, beside the ordinary model and torch_tract.
 
-    The latter is measured where it is installed: pip install "tract-hub[bench]".
+    The latter is measured where it is installed (the extra named bench does that).
     """
     check_there(device)
     torch.set_num_threads(threads)
@@ -72,7 +74,8 @@ def _plain(value: Any) -> Any:
 
 def _head(facts: dict[str, Any], settings: dict[str, bool]) -> str:
     kinds = [name for name, on in settings.items() if on] or ["float32", "eager"]
-    packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    found = {name: at for name, at in facts["versions"].items() if at != "not installed"}
+    packages = ", ".join(f"{name} {version}" for name, version in found.items())
     threads = "one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     return f"{facts['device']}, {threads}; {', '.join(kinds)}; photographs; {packages}."
 
