@@ -15,7 +15,6 @@ from tract_hub.adapters.locator import locate
 from tract_hub.adapters.named import named_stems
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
-from tract_hub.integrations.synchronisers import find_synchroniser
 from tract_hub.method.interception import ForwardScope, ForwardUses, WeightGate
 from tract_hub.method.ledger import Ledger
 from tract_hub.method.step import Step
@@ -143,6 +142,9 @@ def _set_scope(model: nn.Module, scope: Scope) -> None:
     for _, _, forwards in _owned(model, ForwardScope):
         step = None
         if scope == "global":
+            # imports FSDP, which takes half a second
+            from tract_hub.integrations.synchronisers import find_synchroniser
+
             ledgers = {uses.weight_name: Ledger(*uses.shape) for uses in forwards.forward_uses}
             step = Step(ledgers, find_synchroniser)
         forwards.step = step

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.studies.conftest import ROOT, TINY, picture
+from tests.studies.conftest import TINY, picture
 from tract_hub.cli import main
 
 
@@ -204,15 +204,3 @@ def test_missing_packages_are_named_in_one_line(capsys, monkeypatch, package):
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert "pip install 'tract-hub[studies]'" in refusal(capsys)
-
-
-def test_importing_the_package_imports_nothing_of_the_studies():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, tract_hub; "
-        "print([n for n in ('datasets','matplotlib','rich','typer','sklearn') if n in sys.modules])"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert printed.stdout.strip() == "[]", printed.stdout + printed.stderr
