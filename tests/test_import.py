@@ -1,4 +1,4 @@
-"""``import tract_hub`` brings in torch, and next to nothing beyond it."""
+"""What is imported when: torch for the first call, and next to nothing beyond it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import tract_hub
 
 ROOT = Path(__file__).parent.parent
 NOT_NEEDED = (
@@ -31,10 +33,18 @@ tract_hub.enable, tract_hub.disable, tract_hub.status, tract_hub.locate
 seconds = time.perf_counter() - began
 print(json.dumps({"seconds": seconds, "brought": sorted(set(sys.modules) - there)}))
 """
+HELP = """
+import sys
+from tract_hub.cli import main
+try:
+    main([*sys.argv[1:], "--help"])
+finally:
+    print("torch" in sys.modules)
+"""
 
 
-def fresh(code: str) -> str:
-    command = [sys.executable, "-c", code]
+def fresh(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return run.stdout
 
@@ -51,3 +61,16 @@ def test_what_only_some_need_is_not_imported(imports: list[dict[str, Any]], name
 
 def test_it_takes_little_time_beyond_torch(imports: list[dict[str, Any]]) -> None:
     assert min(each["seconds"] for each in imports) < 0.3
+
+
+@pytest.mark.parametrize("command", ["", "inspect", "compare", "audit", "bench"])
+def test_help_does_not_wait_for_torch(command: str) -> None:
+    printed = fresh(HELP, *command.split())
+    assert f"tract-hub {command}" in printed
+    assert printed.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", tract_hub.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(tract_hub, name).__name__ == name
+    assert name in dir(tract_hub)

@@ -9,9 +9,9 @@ what it would be and is on.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from tract_hub.adapters.locator import locate
 from tract_hub.config import TractConfig
 from tract_hub.errors import (
     ExampleInputError,
@@ -20,12 +20,13 @@ from tract_hub.errors import (
     TractWarning,
     UnsupportedStemError,
 )
-from tract_hub.stem import Stem
-from tract_hub.surgery import StemStatus, disable, enable, status
 
 if TYPE_CHECKING:
+    from tract_hub.adapters.locator import locate
     from tract_hub.integrations.trainer.callback import TractCallback
     from tract_hub.integrations.trainer.factory import optimizer_factory
+    from tract_hub.stem import Stem
+    from tract_hub.surgery import StemStatus, disable, enable, status
 
 __all__ = [
     "ExampleInputError",
@@ -45,14 +46,24 @@ __all__ = [
 ]
 
 
+_LATER = {
+    "Stem": "stem",
+    "StemStatus": "surgery",
+    "TractCallback": "integrations.trainer.callback",
+    "disable": "surgery",
+    "enable": "surgery",
+    "locate": "adapters.locator",
+    "optimizer_factory": "integrations.trainer.factory",
+    "status": "surgery",
+}
+"""What needs torch, or transformers too → the module it is imported from when it is asked for."""
+
+
 def __getattr__(name: str) -> Any:
-    """Import what needs transformers when it is asked for."""
-    if name == "optimizer_factory":
-        from tract_hub.integrations.trainer.factory import optimizer_factory
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
 
-        return optimizer_factory
-    if name == "TractCallback":
-        from tract_hub.integrations.trainer.callback import TractCallback
 
-        return TractCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

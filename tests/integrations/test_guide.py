@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tract_hub
+from tract_hub.method import gate, ledger
 
 GUIDE = Path(__file__).parents[2] / "docs" / "integration.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
@@ -42,7 +43,7 @@ def test_a_block_of_the_guide_trains_with_tract(block: str, yours: dict[str, Any
     assert len(block.splitlines()) <= 12
     divisions: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tract_hub.method.gate, tract_hub.method.ledger):
+        for module in (gate, ledger):
             divide = module.divide_by_gram
             patch.setattr(
                 module,

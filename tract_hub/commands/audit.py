@@ -1,5 +1,24 @@
-"""``tract-hub audit``."""
+"""The options of ``tract-hub audit``."""
 
-from tract_hub.studies.audit.run import audit
+from __future__ import annotations
 
-__all__ = ["audit"]
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def audit(
+    zoo: Annotated[str, typer.Argument(help="timm, huggingface or torchvision")],
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("docs/audit"),
+    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="seconds for one model")] = 120.0,
+    only: Annotated[str, typer.Option(help="a pattern of names, such as 'vit_*'")] = "*",
+) -> None:
+    """Find the first layers of every model of a zoo, and write a table and JSON.
+
+    An audit that was interrupted goes on where it stopped.
+    """
+    from tract_hub.studies.audit.run import audit as run
+
+    run(zoo, out, jobs, time_limit, only)

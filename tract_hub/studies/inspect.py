@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -56,16 +55,11 @@ class Inspection:
     warnings: tuple[str, ...]
 
 
-def inspect(
-    model: Annotated[
-        str, typer.Argument(help="a timm name, torchvision:NAME, or a Transformers type or folder")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Show the first layers of a model, and what TrAct would cost there. Needs no weights."""
+def inspect(model: str, as_json: bool) -> None:
+    """Print what ``inspect_model`` says about the model of a name, as a table or as JSON."""
     found = inspect_model(model_named(model))
     if as_json:
-        typer.echo(json.dumps({"model": model, **as_data(found)}, indent=2, ensure_ascii=False))
+        print(json.dumps({"model": model, **as_data(found)}, indent=2, ensure_ascii=False))
         return
     console = Console()
     console.print(_table(model, found))

@@ -12,9 +12,7 @@ from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -28,16 +26,19 @@ _MODELS_A_PROCESS = 200
 _PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers")
 
 
-def audit(
-    zoo: Annotated[str, typer.Argument(help="timm, huggingface or torchvision")],
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("docs/audit"),
-    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
-    time_limit: Annotated[float, typer.Option(min=0.1, help="seconds for one model")] = 120.0,
-    only: Annotated[str, typer.Option(help="a pattern of names, such as 'vit_*'")] = "*",
-) -> None:
-    """Find the first layers of every model of a zoo, and write a table and JSON.
+def audit(zoo: str, out: Path, jobs: int, time_limit: float, only: str) -> None:
+    """Audit the models of a zoo, write the results, and print how many there are of each.
 
-    An audit that was interrupted goes on where it stopped.
+    Args:
+        zoo: where the models are from.
+        out: folder of the results.
+        jobs: number of processes.
+        time_limit: seconds for one model.
+        only: a pattern of names.
+
+    Raises:
+        TractError: there is no such zoo, or no such model in it.
+
     """
     if zoo not in ZOOS:
         raise TractError(f"there is no zoo {zoo!r}: choose one of {', '.join(ZOOS)}")

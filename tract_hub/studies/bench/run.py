@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,25 +25,32 @@ from tract_hub.studies.files import write_atomically
 
 
 def bench(
-    cases: Annotated[str, typer.Option(help="Names of cases, separated by commas; else all.")] = "",
-    device: Annotated[str, typer.Option(help="cpu, or a GPU such as cuda.")] = "cpu",
-    budget: Annotated[float, typer.Option(min=0, help="Seconds for one case, about.")] = 60.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
-    bf16: Annotated[bool, typer.Option(help="Train under autocast to bfloat16.")] = False,
-    compiled: Annotated[bool, typer.Option(help="Compile the models.")] = False,
-    channels_last: Annotated[bool, typer.Option(help="Lay images out channels last.")] = False,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory too (CPU, Linux).")] = True,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
-        "tract-hub-runs/bench"
-    ),
+    cases: str,
+    device: str,
+    budget: float,
+    threads: int,
+    memory: bool,
+    out: Path,
+    forms: Mapping[str, bool],
 ) -> None:
-    """Measure what TrAct adds to a training step, beside the ordinary model and torch_tract.
+    """Measure cases, print what TrAct adds, and write ``bench.json`` and ``bench.md``.
 
-    The latter is measured where it is installed (the extra named bench does that).
+    Args:
+        cases: names, separated by commas; none for all.
+        device: a torch device.
+        budget: seconds for one case, about.
+        threads: of the CPU.
+        memory: whether to measure peak memory too, which is done on a CPU only.
+        out: folder of the results.
+        forms: of the training step, as ``Setup`` has them.
+
+    Raises:
+        SettingsError: there is no such device or case, or memory cannot be measured here.
+
     """
     check_there(device)
     torch.set_num_threads(threads)
-    setup = Setup(torch.device(device), bf16, compiled, channels_last)
+    setup = Setup(torch.device(device), **forms)
     if memory and setup.device.type == "cpu" and not Path("/proc/self/status").exists():
         raise SettingsError("peak memory is measured on Linux only: add --no-memory")
     timed = _timed(chosen(setup.device.type, cases), setup, budget)
@@ -53,11 +60,10 @@ def bench(
         if table is not None:
             Console().print(_shown(title, table))
     facts = {"device": device_name(setup.device), "threads": threads, "versions": versions()}
-    settings = {"bf16": bf16, "compiled": compiled, "channels_last": channels_last}
-    result = facts | settings | {"cases": timed, "peak_mib": peaks}
+    result = {**facts, **forms, "cases": timed, "peak_mib": peaks}
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "bench.json", json.dumps(result, indent=1, default=_plain) + "\n")
-    write_atomically(out / "bench.md", markdown(_head(facts, settings), steps, peak_table))
+    write_atomically(out / "bench.md", markdown(_head(facts, forms), steps, peak_table))
 
 
 def _timed(cases: dict[str, Case], setup: Setup, budget: float) -> dict[str, Any]:
@@ -72,8 +78,8 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value)
 
 
-def _head(facts: dict[str, Any], settings: dict[str, bool]) -> str:
-    kinds = [name for name, on in settings.items() if on] or ["float32", "eager"]
+def _head(facts: Mapping[str, Any], forms: Mapping[str, bool]) -> str:
+    kinds = [name for name, on in forms.items() if on] or ["float32", "eager"]
     found = {name: at for name, at in facts["versions"].items() if at != "not installed"}
     packages = ", ".join(f"{name} {version}" for name, version in found.items())
     threads = "one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
