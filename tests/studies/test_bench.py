@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tract_hub.cli import main
 from tract_hub.studies.bench import cases
+from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import Case
-from tract_hub.studies.bench.report import memory_table
+from tract_hub.studies.bench.report import OWN, markdown, memory_table, steps_table
+from tract_hub.studies.bench.steps import time_case
 from tract_hub.studies.interleaved import interleave, ratio
 
 
@@ -31,9 +35,34 @@ def test_the_time_added_is_measured_and_written(tiny: None, tmp_path: Path) -> N
     arms = json.loads((tmp_path / "bench.json").read_text())["cases"]["tiny"]
     assert arms["ordinary"]["ratio"] == {"median": 1.0, "first": 1.0, "third": 1.0}
     assert arms["tract_hub"]["ratio"]["median"] > 0
-    assert 0 < arms["tract_hub"]["own"] < 1
     assert "error" in arms["torch_tract"] or arms["torch_tract"]["seconds"] > 0
     assert "| tiny |" in (tmp_path / "bench.md").read_text()
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_the_clock_inside_the_step_is_of_the_device_that_it_runs_on(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)  # it does not matter
+    assert bench("--budget", "0", "--no-memory", "--out", str(tmp_path)) == 0
+    own = json.loads((tmp_path / "bench.json").read_text())["cases"]["tiny"]["tract_hub"]["own"]
+    assert 0 < own < 1
+    report = (tmp_path / "bench.md").read_text()
+    assert f"| {OWN} |" in report
+    assert "by their own clock" in report
+
+
+def test_what_was_not_clocked_is_left_out_of_the_table(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda model: None)  # takes a minute
+    setup = Setup(torch.device("cpu"), compiled=True)
+    timed = {"tiny": time_case(cases.CASES["cpu"]["tiny"], setup, budget=0.0)}
+    assert timed["tiny"]["tract_hub"]["own"] is None
+    table = steps_table(timed)
+    assert table[0] == ["case", "torch_tract", "tract_hub"]
+    assert [len(line) for line in table] == [3, 3]
+    assert "clock" not in markdown("", table, None)
 
 
 def test_an_unknown_case_or_device_is_one_line(

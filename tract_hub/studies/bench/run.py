@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,10 +69,11 @@ def bench(
 
 def _timed(cases: dict[str, Case], setup: Setup, budget: float) -> dict[str, Any]:
     console = Console(stderr=True)
-    return {
-        name: time_case(case, setup, budget)
-        for name, case in track(cases.items(), "bench", console=console)
-    }
+    results = {}
+    for name, case in track(cases.items(), "bench", console=console):
+        results[name] = time_case(case, setup, budget)
+        gc.collect()  # a compiled model refers to itself, and would stay in memory
+    return results
 
 
 def _plain(value: Any) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
-
-import torch
 
 from tract_hub.method import gate, interception
 from tract_hub.studies.bench.arms import ARMS, Setup, Stepper
@@ -32,8 +30,8 @@ def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
 
     Returns:
         For each arm: ``error``, a line, or ``seconds``, the median; ``ratio`` to the ordinary step
-        with its quartiles; and, for tract_hub on a CPU, ``own``, the time in the Gram matrix and
-        the solve as a share of the ordinary step.
+        with its quartiles; and, for tract_hub, ``own``, the time in the Gram matrix and the solve
+        as a share of the ordinary step, None where no clock can be put around them.
 
     """
     steppers: dict[str, Stepper] = {}
@@ -49,23 +47,18 @@ def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
                 raise
             results[arm] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     count = min(MOST, max(FEWEST, int(budget / slowest)))
-    with _clocked() as own:
+    with _clocked(setup) as spent:
         rounds = interleave([stepper.seconds for stepper in steppers.values()], count)
     columns = list(zip(*rounds, strict=True))
     for arm, times in zip(steppers, columns, strict=True):
         results[arm] = {"seconds": Ratio.of(times).median, "ratio": ratio(times, columns[0])}
-    if setup.device.type == "cpu":
-        results["tract_hub"]["own"] = sum(own) / sum(columns[0])
-    steppers.clear()
-    gc.collect()
+    results["tract_hub"]["own"] = sum(spent) / sum(columns[0]) if spent else None
     return {arm: results[arm] for arm in ARMS}
 
 
 @contextmanager
-def _clocked() -> Iterator[list[float]]:
-    """Note the seconds that each Gram matrix and each solve takes, where calls are synchronous."""
-    import time
-
+def _clocked(setup: Setup) -> Iterator[list[float]]:
+    """Note the seconds that each Gram matrix and each solve takes, where they are plain calls."""
     spent: list[float] = []
 
     def timed(function: Any) -> Any:
@@ -78,7 +71,7 @@ def _clocked() -> Iterator[list[float]]:
         return call
 
     with ExitStack() as stack:
-        if not torch.cuda.is_available():
+        if setup.device.type == "cpu" and not setup.compiled:
             for module, name in ((interception, "gram_of"), (gate, "divide_by_gram")):
                 patched = mock.patch.object(module, name, timed(getattr(module, name)))
                 stack.enter_context(patched)
