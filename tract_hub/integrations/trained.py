@@ -210,21 +210,26 @@ class Watch:
             both = " and ".join(self._phase.enabled)
             raise TractError(f"the script trains {both}: say which with --model")
         present = status(model)
-        if not present:
+        if present:
+            self._refuse_disagreement(present[0], names)
+        else:
             enable(model, self.config.lam, stems, self.config.scope)
-        for option in self.asked if present else ():
-            own, wanted = getattr(present[0], option), getattr(self.config, option)
-            if own != wanted:
-                raise TractError(
-                    f"the script itself enabled TrAct on {_shown(names)} with {option}={own}, "
-                    f"and --{option} says {wanted}: leave one of them out"
-                )
         uses = stem_parameters(model)
         weights = [parameter for parameters in uses.values() for parameter in parameters]
         holders = [o for weight in weights for o in self._optimizers.of(weight)]
         self.trained.append(
             Trained(_shown(names), status(model), tuple(uses), weakref.WeakSet(holders))
         )
+
+    def _refuse_disagreement(self, present: StemStatus, names: list[str]) -> None:
+        """Refuse a script's own settings where others were asked for."""
+        for option in self.asked:
+            own, wanted = getattr(present, option), getattr(self.config, option)
+            if own != wanted:
+                raise TractError(
+                    f"the script itself enabled TrAct on {_shown(names)} with {option}={own}, "
+                    f"and --{option} says {wanted}: leave one of them out"
+                )
 
     def _failed(self, error: TractError) -> TractError:
         self.failure = error

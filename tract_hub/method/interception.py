@@ -231,8 +231,13 @@ class _GatedForward(TorchFunctionMode):
     def _correction(self, gram: Gram) -> Correction:
         gate, uses = self.gate, self.gate.forward_uses
         if gate.step is None:
-            correct, shared = correct_forward, uses.note(gram)
-            return partial(correct, gram=gram, lam=gate.lam, uses=shared, probe=uses.probe)
+            return partial(
+                correct_forward,
+                gram=gram,
+                lam=gate.lam,
+                uses=uses.note(gram),
+                probe=uses.probe,
+            )
         _leave_graph()
         return partial(
             gate.step.gate,
