@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 from tract_hub.adapters.wrappers import unwrap
 from tract_hub.errors import StemNotFoundError, UnsupportedStemError
+from tract_hub.names import did_you_mean
 from tract_hub.stem import Site, Stem
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -39,9 +39,8 @@ def _named(model: nn.Module, entry: str) -> Stem:
     for name in (entry, prefix + entry, entry.removesuffix(".weight")):
         if name in modules:
             return _stem_of(name, modules[name])
-    raise StemNotFoundError(
-        f"{type(model).__name__} has no layer {entry!r}{_nearest(entry, modules)}"
-    )
+    hint = did_you_mean(repr(entry), map(repr, filter(None, modules)))
+    raise StemNotFoundError(f"{type(model).__name__} has no layer {entry!r}; {hint}")
 
 
 def _stem_of(name: str, module: nn.Module) -> Stem:
@@ -81,8 +80,3 @@ def _weight_parameters(module: nn.Module) -> tuple[str, ...]:
         if "bias" not in name.split(".")
     }
     return tuple(sorted(sizes, key=lambda name: -sizes[name]))
-
-
-def _nearest(entry: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(entry, names, n=3)
-    return f"; the nearest are {', '.join(map(repr, close))}" if close else ""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tract_hub.errors import SettingsError
-from tract_hub.studies.names import did_you_mean
+from tract_hub.names import did_you_mean
 from tract_hub.studies.settings import CompareSettings
 
 TORCH_OPTIMIZERS = ("adam", "adamw", "sgd")

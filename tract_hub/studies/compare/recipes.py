@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tract_hub.errors import SettingsError
-from tract_hub.studies.names import did_you_mean
+from tract_hub.names import did_you_mean
 from tract_hub.studies.settings import CompareSettings
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from tract_hub.errors import TractError
+from tract_hub.names import did_you_mean
 
 
 def build_without_weights(builder: Callable[[], nn.Module]) -> nn.Module:
@@ -82,6 +82,4 @@ def _from_config(config: Any) -> nn.Module:
 
 
 def _unknown(name: str, known: Iterable[str]) -> TractError:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    nearest = f"; the nearest are {', '.join(close)}" if close else ""
-    return TractError(f"there is no model {name!r}{nearest}")
+    return TractError(f"there is no model {name!r}; {did_you_mean(name, known)}")
