@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tract_hub.studies.compare.identity import environment, versions
+from tract_hub.studies.compare.identity import environment
 from tract_hub.studies.compare.progress import make_progress
 from tract_hub.studies.compare.recipes import DEFAULT_RECIPE, build_settings
 from tract_hub.studies.compare.records import ORDINARY, RunRecord
@@ -22,6 +22,7 @@ from tract_hub.studies.compare.store import to_json
 from tract_hub.studies.compare.study import make_study
 from tract_hub.studies.compare.training import Study, train_run
 from tract_hub.studies.files import write_atomically
+from tract_hub.studies.machine import versions
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2)

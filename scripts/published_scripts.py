@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tract_hub.studies.compare.identity import versions
 from tract_hub.studies.files import write_atomically
+from tract_hub.studies.machine import versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "published-scripts.md"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from rich.table import Table
 
 from tract_hub.studies.audit.model import Record
+from tract_hub.studies.machine import in_words
 
 RESULTS = ("exact", "multiple", "refused", "failed", "not built")
 _MEANING = {
@@ -41,8 +42,7 @@ def markdown(
         names: of all models of the zoo, audited or not.
 
     """
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [f"# First layers found in {zoo}", "", f"{date}; {packages}.", ""]
+    lines = [f"# First layers found in {zoo}", "", f"{date}; {in_words(versions)}.", ""]
     lines += [f"| models | {' | '.join(RESULTS)} |", "|---" * (len(RESULTS) + 1) + "|"]
     for kind, row in _counts(records).items():
         lines.append(f"| {kind} | {' | '.join(str(row[result]) for result in RESULTS)} |")

@@ -6,10 +6,8 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from datetime import datetime, timezone
 from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,10 +18,10 @@ from tract_hub.errors import TractError
 from tract_hub.studies.audit.model import Record, audit_model, models_of
 from tract_hub.studies.audit.report import markdown, summary
 from tract_hub.studies.files import write_atomically
+from tract_hub.studies.machine import versions
 
 ZOOS = ("timm", "huggingface", "torchvision")
 _MODELS_A_PROCESS = 200
-_PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers")
 
 
 def audit(zoo: str, out: Path, jobs: int, time_limit: float, only: str) -> None:
@@ -88,15 +86,6 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
             batch = names[start : start + share]
             futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
             yield from (future.result() for future in as_completed(futures))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a result depends on."""
-    found = {}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def write_results(zoo: str, records: list[Record], out: Path) -> None:

@@ -20,9 +20,8 @@ from tract_hub.studies.bench.cases import Case, chosen
 from tract_hub.studies.bench.memory import peak_memory
 from tract_hub.studies.bench.report import markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
-from tract_hub.studies.compare.devices import check_there
-from tract_hub.studies.compare.identity import device_name, versions
 from tract_hub.studies.files import write_atomically
+from tract_hub.studies.machine import check_there, device_name, in_words, versions
 
 
 def bench(
@@ -82,8 +81,7 @@ def _plain(value: Any) -> Any:
 
 def _head(facts: Mapping[str, Any], forms: Mapping[str, bool]) -> str:
     kinds = [name for name, on in forms.items() if on] or ["float32", "eager"]
-    found = {name: at for name, at in facts["versions"].items() if at != "not installed"}
-    packages = ", ".join(f"{name} {version}" for name, version in found.items())
+    packages = in_words(facts["versions"])
     threads = "one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     return f"{facts['device']}, {threads}; {', '.join(kinds)}; photographs; {packages}."
 

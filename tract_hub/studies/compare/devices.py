@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
-
 from tract_hub.errors import SettingsError
+from tract_hub.studies.machine import check_there
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -54,20 +53,3 @@ def _accelerator(device: str, precision: str) -> Any:
     except (ValueError, ImportError) as error:
         message = str(error).strip().splitlines()[0]
         raise SettingsError(f"--precision {precision} does not work here: {message}") from error
-
-
-def check_there(name: str) -> None:
-    """Refuse a device that is not here.
-
-    Raises:
-        SettingsError: it is not; the message lists those that are.
-
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        if torch.backends.mps.is_available():
-            there.append("mps")
-        raise SettingsError(f"no device {name!r} here; there is {', '.join(there)}") from error

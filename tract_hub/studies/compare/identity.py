@@ -7,16 +7,14 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from tract_hub.studies.images.prepared import Prepared
+from tract_hub.studies.machine import device_name, versions
 from tract_hub.studies.names import shown_name
 from tract_hub.studies.settings import CompareSettings
-
-PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 
 
 def identity_of(
@@ -48,18 +46,6 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that numbers may depend on."""
-    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def environment(accelerator: Any) -> dict[str, Any]:
     """Return what the runs ran on."""
     return {
@@ -68,12 +54,6 @@ def environment(accelerator: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the kind of a device, and its model or architecture."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{device.type} ({name})"
 
 
 def command_of(settings: CompareSettings) -> str:
