@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tract_hub.studies.images.photographs import load_photographs
+
 
 @pytest.fixture(scope="session")
 def photographs() -> Tensor:
     """Crops of scikit-learn's two photographs: (8, 3, 224, 224), float32 from 0 to 255."""
-    from sklearn.datasets import load_sample_images
-
-    images = [torch.tensor(image).permute(2, 0, 1).float() for image in load_sample_images().images]
-    corners = [(image, y, x) for image in images for y in (0, 203) for x in (0, 416)]
+    corners = [(image, y, x) for image in load_photographs() for y in (0, 203) for x in (0, 416)]
     return torch.stack([image[:, y : y + 224, x : x + 224] for image, y, x in corners])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tract_hub.errors import SettingsError
+from tract_hub.studies.images.photographs import load_photographs
 from tract_hub.studies.models.stems import adapt_stem
 
 
@@ -86,9 +87,7 @@ def photographs(size: int, batch: int) -> Tensor:
     Noise would not do: neighbouring pixels are alike, and what a Gram matrix then needs in
     precision is part of the cost.
     """
-    from sklearn.datasets import load_sample_images
-
-    images = [torch.tensor(image).permute(2, 0, 1).float() for image in load_sample_images().images]
+    images = load_photographs()
     generator = torch.Generator().manual_seed(0)
     crops = []
     for i in range(batch):
