@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import tract_hub
+from tract_hub.studies.interleaved import interleave, ratio
 
 MODELS = ("resnet50", "vit_small_patch16_224")
 ARMS = ("ordinary", "rank", "global")
-PROCESSES, BATCH = 2, 8
+PROCESSES, BATCH, WARM_UPS = 2, 8, 2
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -51,17 +53,19 @@ def measure(rank: int, folder: str, steps: int) -> None:
 def of_model(name: str, steps: int) -> dict[str, Any]:
     models = {arm: build(name, arm) for arm in ARMS}
     n = tract_hub.locate(models["ordinary"])[0].in_features
-    wrapped = {arm: DistributedDataParallel(model) for arm, model in models.items()}
     images = torch.randn(BATCH, 3, 224, 224)
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for _ in range(steps + 2):
-        for arm, model in wrapped.items():
-            dist.barrier()
-            start = time.perf_counter()
-            model(images).square().mean().backward()
-            seconds[arm].append(time.perf_counter() - start)
-            model.zero_grad()
-    return {"n": n, **{arm: each[2:] for arm, each in seconds.items()}}
+    timers = [partial(step, DistributedDataParallel(model), images) for model in models.values()]
+    rounds = interleave(timers, WARM_UPS + steps)[WARM_UPS:]
+    return {"n": n, **dict(zip(ARMS, zip(*rounds, strict=True), strict=True))}
+
+
+def step(model: torch.nn.Module, images: torch.Tensor) -> float:
+    """Take one step, forward and backward, and return the seconds."""
+    model.zero_grad()
+    dist.barrier()
+    start = time.perf_counter()
+    model(images).square().mean().backward()
+    return time.perf_counter() - start
 
 
 def build(name: str, arm: str) -> torch.nn.Module:
@@ -84,15 +88,14 @@ def page(times: dict[str, dict[str, Any]], steps: int) -> str:
         kilobytes = (of["n"] ** 2 + 1) * 8 / 1e3
         lines[-1] += (
             f"\n| {name} | {of['n']} | {kilobytes:,.0f} kB "
-            f"| {ratio(of['rank'], of['ordinary'])} | {ratio(of['global'], of['rank'])} |"
+            f"| {shown(of['rank'], of['ordinary'])} | {shown(of['global'], of['rank'])} |"
         )
     return "\n\n".join(lines) + "\n"
 
 
-def ratio(above: list[float], below: list[float]) -> str:
-    each = [a / b for a, b in zip(above, below, strict=True)]
-    low, middle, high = statistics.quantiles(each, n=4)
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+def shown(times: Sequence[float], reference: Sequence[float]) -> str:
+    of = ratio(times, reference)
+    return f"{of.median:.3f} ({of.first:.3f} to {of.third:.3f})"
 
 
 if __name__ == "__main__":
