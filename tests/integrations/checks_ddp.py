@@ -27,6 +27,7 @@ from tests.integrations.processes import (
     loss_of,
     message_of,
     mine,
+    step_errors,
 )
 
 
@@ -47,29 +48,25 @@ def scope_rank() -> Any:
 @check
 def ddp_one_backward() -> Any:
     model = ddp(build())
-    accumulate(model, 1, contextlib.nullcontext)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 1)
 
 
 @check
 def ddp_enabled_after_wrapping() -> Any:
     model = tract_hub.enable(ddp(tract_hub.disable(build())), stems=["stem"], scope="global")
-    accumulate(model, 2, model.no_sync)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 2, model.no_sync)
 
 
 @check
 def ddp_accumulation() -> Any:
     model = ddp(build())
-    accumulate(model, 4, model.no_sync)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 4, model.no_sync)
 
 
 @check
 def ddp_accumulation_synchronising_each() -> Any:
     model = ddp(build())
-    accumulate(model, 4, contextlib.nullcontext)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 4)
 
 
 @check
@@ -135,8 +132,7 @@ def ddp_uneven_forwards() -> Any:
             with torch.no_grad():
                 model(images)
             torch.autograd.grad(kept.sum(), model.module.stem.weight)  # and no .grad
-        accumulate(model, parts, model.no_sync)
-        found.append(errors(gradients(model), at_once()))
+        found.append(step_errors(model, parts, model.no_sync))
         model.zero_grad()
     return found
 
@@ -156,8 +152,7 @@ def ddp_evaluation_by_one() -> Any:
                 model(batch()[0])
             model.train()
 
-    accumulate(model, 2, evaluating)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 2, evaluating)
 
 
 @check
@@ -169,8 +164,7 @@ def ddp_backward_of_the_model_inside() -> Any:
     if dist.get_rank() == 0:
         message = message_of(lambda: loss_of(model.module, images, labels).backward())
     model.zero_grad()
-    accumulate(model, 1, contextlib.nullcontext)
-    return message, errors(gradients(model), at_once())
+    return message, step_errors(model, 1)
 
 
 @check
@@ -226,8 +220,7 @@ def ddp_several_stems_one_sum() -> Any:
 @check
 def ddp_checkpointed() -> Any:
     model = ddp(build(kind=lambda: Net(repeat=False)))
-    accumulate(model, 2, model.no_sync)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 2, model.no_sync)
 
 
 @check
@@ -260,8 +253,7 @@ def ddp_not_finite_in_one() -> Any:
     loss_of(model, bad, labels).backward()
     infected = not bool(model.module.stem.weight.grad.isfinite().any())
     model.zero_grad()  # as after a step that GradScaler skips
-    accumulate(model, 2, model.no_sync)
-    return infected, errors(gradients(model), at_once())
+    return infected, step_errors(model, 2, model.no_sync)
 
 
 @check
@@ -271,8 +263,7 @@ def ddp_skipped_step_zeroed_in_place() -> Any:
     bad = images * float("inf") if dist.get_rank() == 0 else images
     loss_of(model, bad, labels).backward()
     model.zero_grad(set_to_none=False)
-    accumulate(model, 2, model.no_sync)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 2, model.no_sync)
 
 
 @check
@@ -284,8 +275,7 @@ def ddp_step_without_synchronising() -> Any:
         loss_of(model, images, labels).backward()
     message = message_of(optimizer.step)
     model.zero_grad()
-    accumulate(model, 2, model.no_sync)
-    return message, errors(gradients(model), at_once())
+    return message, step_errors(model, 2, model.no_sync)
 
 
 @check
@@ -309,15 +299,13 @@ def no_wrapper() -> Any:
 @check
 def ddp_compiled_inside() -> Any:
     model = ddp(torch.compile(build(), backend="aot_eager"))
-    accumulate(model, 2, model.no_sync)
-    return errors(gradients(model.module._orig_mod), at_once())
+    return step_errors(model, 2, model.no_sync)
 
 
 @check
 def ddp_compiled_around() -> Any:
     model = torch.compile(ddp(build()), backend="aot_eager")
-    accumulate(model, 2, model.no_sync)
-    return errors(gradients(model._orig_mod), at_once())
+    return step_errors(model, 2, model.no_sync)
 
 
 @check

@@ -22,6 +22,7 @@ from tests.integrations.processes import (
     gradients,
     loss_of,
     mine,
+    step_errors,
 )
 
 
@@ -40,22 +41,19 @@ def unsynchronised(model: Any) -> Iterator[None]:
 @check
 def fsdp2_one_backward() -> Any:
     model = sharded(build())
-    accumulate(model, 1, contextlib.nullcontext)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 1)
 
 
 @check
 def fsdp2_accumulation() -> Any:
     model = sharded(build())
-    accumulate(model, 4, lambda: unsynchronised(model))
-    return errors(gradients(model), at_once())
+    return step_errors(model, 4, lambda: unsynchronised(model))
 
 
 @check
 def fsdp2_accumulation_synchronising_each() -> Any:
     model = sharded(build())
-    accumulate(model, 4, contextlib.nullcontext)
-    return errors(gradients(model), at_once())
+    return step_errors(model, 4)
 
 
 @check
@@ -71,8 +69,7 @@ def fsdp2_training() -> Any:
         if not bad:
             optimizer.step()
         optimizer.zero_grad()
-    accumulate(model, 2, lambda: unsynchronised(model))
-    found = errors(gradients(model), at_once())
+    found = step_errors(model, 2, lambda: unsynchronised(model))
     norm = full(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
     expected = torch.stack([gradient.norm() for gradient in at_once().values()]).norm()
     return {"norm": abs(float(norm / expected) - 1), **found}
@@ -83,8 +80,7 @@ def fsdp2_two_dimensions() -> Any:
     """Shards in pairs, copies of them among pairs."""
     mesh = dist.init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("r", "s"))
     model = fully_shard(build(), mesh=mesh)
-    accumulate(model, 2, lambda: unsynchronised(model))
-    return errors(gradients(model), at_once())
+    return step_errors(model, 2, lambda: unsynchronised(model))
 
 
 @check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ import tract_hub
 
 BATCH, CLASSES, SIDE, PATCH = 16, 5, 24, 6
 STEM = "stem.weight"
+WRAPPERS = re.compile(r"(module|_fsdp_wrapped_module|_orig_mod)\.")
 CHECKS: dict[str, Callable[[], Any]] = {}
 
 
@@ -68,7 +70,7 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor, share: float = 1.0
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {
-        name.replace("module.", "").replace("_fsdp_wrapped_", ""): full(p.grad)
+        WRAPPERS.sub("", name): full(p.grad)
         for name, p in model.named_parameters()
         if p.grad is not None
     }
@@ -116,6 +118,14 @@ def accumulate(model: nn.Module, parts: int, quiet: Callable[[], Any]) -> None:
     for number, (images, labels) in enumerate(micro, 1):
         with quiet() if number < parts else contextlib.nullcontext():
             loss_of(model, images, labels, world).backward()
+
+
+def step_errors(
+    model: nn.Module, parts: int, quiet: Callable[[], Any] = contextlib.nullcontext
+) -> dict[str, float]:
+    """Take one step, and compare its gradients with those of one process."""
+    accumulate(model, parts, quiet)
+    return errors(gradients(model), at_once())
 
 
 def calls_of_all_reduce(step: Callable[[], Any]) -> int:
