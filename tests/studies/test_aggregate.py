@@ -11,6 +11,7 @@ from tract_hub.studies.compare.aggregate import (
     first_epoch_at_least,
 )
 from tract_hub.studies.compare.records import ORDINARY, Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.compare.tables import gain_table
 
 TRACT = Arm(0.1)
 TIMING = {
@@ -89,6 +90,14 @@ def test_nothing_is_to_be_reached_when_the_ordinary_arm_diverged():
     assert comparison.target is None
     assert comparison.arms[1].reached is None
     assert comparison.arms[1].gain == {}
+
+
+@pytest.mark.parametrize(("on_gpu", "times"), [(False, []), (True, [("10.00 ms", "11.00 ms")])])
+def test_times_are_shown_of_a_gpu_only_and_ratios_always(on_gpu, times):
+    comparison = compare_runs([run(ORDINARY, 0, [0.6]), run(TRACT, 0, [0.7])], TIMING)
+    rows = gain_table(comparison, on_gpu).rows
+    assert [tuple(cells) for name, *cells in rows if name == "step time"] == times
+    assert ("step time ratio", "", "1.100 (1.000 to 1.200)") in rows
 
 
 @pytest.mark.parametrize("what", ["start", "batches"])

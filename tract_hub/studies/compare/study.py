@@ -187,7 +187,7 @@ def _write(
     tables = [
         facts_table(_facts(study, stem)),
         accuracy_table(comparison),
-        gain_table(comparison),
+        gain_table(comparison, on_gpu=study.accelerator.device.type != "cpu"),
     ]
     facts = {
         "title": title,

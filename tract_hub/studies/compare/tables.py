@@ -22,8 +22,9 @@ NOTES = (
     "of the learning rate, so this is no run with a shortened schedule.",
     "“Gain” pairs the seeds: both arms of a seed had the same initial weights and saw the same "
     "batches in the same order, checked by digests.",
-    "Step time is the median of forward, backward and optimizer step on one batch, measured with "
-    "the arms taking turns; the ratio is the median, with quartiles, of the turns' ratios.",
+    "Step times are of forward, backward and optimizer step on one batch, measured with the arms "
+    "taking turns; the ratio is the median, with quartiles, of the turns' ratios. Only a GPU's are "
+    "shown as such, as a median: a CPU's depend on what else it does.",
 )
 LINES_ON_TERMINAL = 25
 
@@ -57,8 +58,14 @@ def accuracy_table(comparison: Comparison) -> Cells:
     return Cells("Test accuracy by epoch", ("epoch", *(_heading(a) for a in arms)), tuple(rows))
 
 
-def gain_table(comparison: Comparison) -> Cells:
-    """Return what every arm gained, and what it cost."""
+def gain_table(comparison: Comparison, on_gpu: bool = False) -> Cells:
+    """Return what every arm gained, and what it cost.
+
+    Args:
+        comparison: of the arms.
+        on_gpu: whether the step times are a GPU's, and so to be shown.
+
+    """
     target = comparison.target
     goal = "the target" if target is None else _percent(target)
     lines: list[tuple[str, list[str]]] = [
@@ -67,9 +74,10 @@ def gain_table(comparison: Comparison) -> Cells:
         (f"epochs to reach {goal}", [_reached(arm, target) for arm in comparison.arms]),
         ("ratio of epochs", [_ratio(arm) for arm in comparison.arms]),
         ("epochs to reach, seed by seed", [_by_seed(arm) for arm in comparison.arms]),
-        ("step time", [_milliseconds(arm.step_seconds) for arm in comparison.arms]),
-        ("step time ratio", [_overhead(arm) for arm in comparison.arms]),
     ]
+    if on_gpu:
+        lines.append(("step time", [_milliseconds(arm.step_seconds) for arm in comparison.arms]))
+    lines.append(("step time ratio", [_overhead(arm) for arm in comparison.arms]))
     if any(arm.diverged for arm in comparison.arms):
         lines.append(("diverged", [_diverged(arm) for arm in comparison.arms]))
     head = ("", *(_heading(arm) for arm in comparison.arms))
