@@ -19,7 +19,7 @@ def _option(text: str, panel: str) -> Any:
 
 def compare(
     recipe: Annotated[
-        str, typer.Option(help="Named starting values: digits-vit or cifar-resnet.")
+        str, typer.Option(help="Named starting values, such as digits-vit or cifar-resnet.")
     ] = "digits-vit",
     model: Annotated[
         str | None, _option("timm name, or a folder with a Hugging Face config.json.", MODEL)
@@ -29,6 +29,9 @@ def compare(
     ] = None,
     stem: Annotated[
         str | None, _option("published, or cifar: 3 × 3 stride 1, max-pool kept.", MODEL)
+    ] = None,
+    patch_norm: Annotated[
+        str | None, _option("Of a ViT: none, patch, or dual (DualPatchNorm).", MODEL)
     ] = None,
     data: Annotated[
         str | None,
@@ -41,12 +44,15 @@ def compare(
     channels: Annotated[
         int | None, _option("Convert the images to 1 (grey) or 3 (RGB) channels.", DATA)
     ] = None,
+    normalise: Annotated[
+        str | None, _option("standard; unit: [0, 1]; or bytes: [0, 255].", DATA)
+    ] = None,
     augment: Annotated[str | None, _option("none, or crop-flip.", DATA)] = None,
     max_train: Annotated[int | None, _option("At most so many training images.", DATA)] = None,
     max_test: Annotated[int | None, _option("At most so many test images.", DATA)] = None,
     lam: Annotated[
         list[str] | None,
-        _option("TrAct's λ; several (0.1,0.05 or repeated) are an arm each.", TRAINING),
+        _option("TrAct's λ; several (0.1,0.05) are an arm each; none: ordinary alone.", TRAINING),
     ] = None,
     optimizer: Annotated[
         str | None, _option("adam, adamw, sgd, or a timm optimizer.", TRAINING)
@@ -54,6 +60,12 @@ def compare(
     lr: Annotated[float | None, _option("Peak learning rate.", TRAINING)] = None,
     momentum: Annotated[float | None, _option("Of sgd.", TRAINING)] = None,
     weight_decay: Annotated[float | None, _option("As the optimizer defines it.", TRAINING)] = None,
+    stem_optimizer: Annotated[
+        str | None, _option("same, or sgd for the first layers' weights alone.", TRAINING)
+    ] = None,
+    stem_lr: Annotated[
+        float | None, _option("The first layers' own peak learning rate.", TRAINING)
+    ] = None,
     schedule: Annotated[str | None, _option("cosine, linear or constant.", TRAINING)] = None,
     warmup_epochs: Annotated[float | None, _option("Linear warm-up, in epochs.", TRAINING)] = None,
     label_smoothing: Annotated[float | None, _option("Of the training loss.", TRAINING)] = None,
@@ -122,6 +134,10 @@ def _items(texts: list[str]) -> list[str]:
 def _lams(texts: list[str] | None) -> tuple[float, ...] | None:
     if texts is None:
         return None
+    if texts == ["none"]:
+        return ()
+    if not _items(texts):
+        raise SettingsError("--lam needs at least one value, or none")
     try:
         return tuple(float(item) for item in _items(texts))
     except ValueError:

@@ -14,6 +14,9 @@ STEMS = ("published", "cifar")
 AUGMENTATIONS = ("none", "crop-flip")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
+NORMALISATIONS = ("standard", "unit", "bytes")
+PATCH_NORMS = ("none", "patch", "dual")
+STEM_OPTIMIZERS = ("same", "sgd")
 
 # These choose which runs a comparison has and where they happen to be kept or read; a run's
 # numbers do not depend on them, so runs made under other values of them can be shared.
@@ -29,9 +32,13 @@ class CompareSettings:
         model: a timm name, or a folder with a Hugging Face ``config.json``.
         model_args: keyword arguments for ``timm.create_model``.
         stem: ``"published"`` as the model has it; ``"cifar"``: 3 × 3, stride 1, max-pool kept.
+        patch_norm: ``"patch"`` standardises every patch before the patch embedding; ``"dual"`` is
+            DualPatchNorm, a LayerNorm before and one after it. For a ViT of timm.
         data: ``"digits"``, a path (image folder, parquet, saved dataset), or a hub name.
         image_size: side of the square images in pixels; None fits model and data.
         channels: 1 or 3 converts the images; None takes them as they are.
+        normalise: ``"standard"``: mean 0 and deviation 1 by channel; ``"unit"``: pixels in
+            [0, 1]; ``"bytes"``: in [0, 255].
         augment: what happens to training images.
         max_train: at most so many training images.
         max_test: at most so many test images.
@@ -39,13 +46,15 @@ class CompareSettings:
         lr: peak learning rate.
         momentum: for sgd and the timm optimizers that have one.
         weight_decay: as the optimizer defines it.
+        stem_optimizer: ``"sgd"`` gives the first layers' weights SGD with this momentum.
+        stem_lr: their own peak learning rate; None is ``lr``.
         schedule: the learning rate's course, step by step.
         warmup_epochs: linear warm-up before it, in epochs.
         label_smoothing: in [0, 1); of the training loss only.
         epochs: passes over the training images.
         batch_size: images in one step, all processes together.
         seeds: one run of every arm each.
-        lams: λ of TrAct, one arm each.
+        lams: λ of TrAct, one arm each; none trains the ordinary arm alone.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …
         precision: arithmetic, through Accelerate's autocast.
         threads: of the CPU, in one process; None leaves them to torch.
@@ -68,13 +77,17 @@ class CompareSettings:
     lams: tuple[float, ...] = (0.1,)
     model_args: tuple[tuple[str, Any], ...] = ()
     stem: str = "published"
+    patch_norm: str = "none"
     image_size: int | None = None
     channels: int | None = None
+    normalise: str = "standard"
     augment: str = "none"
     max_train: int | None = None
     max_test: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
+    stem_optimizer: str = "same"
+    stem_lr: float | None = None
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
@@ -88,7 +101,10 @@ class CompareSettings:
         self._check_numbers()
         self._check_lists()
         _one_of("--stem", self.stem, STEMS)
+        _one_of("--patch-norm", self.patch_norm, PATCH_NORMS)
+        _one_of("--normalise", self.normalise, NORMALISATIONS)
         _one_of("--augment", self.augment, AUGMENTATIONS)
+        _one_of("--stem-optimizer", self.stem_optimizer, STEM_OPTIMIZERS)
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--precision", self.precision, PRECISIONS)
         if self.channels not in (None, 1, 3):
@@ -96,6 +112,8 @@ class CompareSettings:
 
     def _check_numbers(self) -> None:
         _above_zero("--lr", self.lr)
+        if self.stem_lr is not None:
+            _above_zero("--stem-lr", self.stem_lr)
         for name in ("epochs", "batch_size", "image_size", "max_train", "max_test", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -112,9 +130,9 @@ class CompareSettings:
             )
 
     def _check_lists(self) -> None:
+        if not self.seeds:
+            raise SettingsError("--seeds needs at least one value")
         for name, values in (("--seeds", self.seeds), ("--lam", self.lams)):
-            if not values:
-                raise SettingsError(f"{name} needs at least one value")
             if len(set(values)) != len(values):
                 raise SettingsError(f"{name} has a value twice: {_listed(values)}; give each once")
         for lam in self.lams:

@@ -32,7 +32,8 @@ class Study:
         settings: all choices.
         data: fitted to the model.
         plan: makes the model.
-        stem: the first layer's name in ``model.named_parameters()``, whose filters are kept.
+        stems: names of the first layers' weights in ``model.named_parameters()``; the filters of
+            the first of them are kept.
         accelerator: an ``accelerate.Accelerator``.
 
     """
@@ -40,7 +41,7 @@ class Study:
     settings: CompareSettings
     data: Prepared
     plan: ModelPlan
-    stem: str
+    stems: tuple[str, ...]
     accelerator: Any
 
     @property
@@ -105,14 +106,14 @@ class _Run:
     def __init__(self, study: Study, arm: Arm, seed: int) -> None:
         settings, accelerator = study.settings, study.accelerator
         self.study = study
-        self.normalise = study.data.normaliser()
+        self.normalise = study.data.normaliser(settings.normalise)
         model = fresh_model(study, arm, seed)
         self.start = state_digest(model)
         loader = train_loader(
             study.data, settings.augment, settings.batch_size, seed, settings.workers
         )
         tests = test_loader(study.data, settings.batch_size, settings.workers)
-        optimizer = make_optimizer(model, settings)
+        optimizer = make_optimizer(model, settings, study.stems)
         schedule = make_schedule(optimizer, settings, len(loader))
         prepared = accelerator.prepare(model, optimizer, schedule, loader, tests)
         self.model, self.optimizer, self.schedule, self.loader, self.tests = prepared
@@ -169,11 +170,11 @@ class _Run:
 
     def filters(self) -> Filters:
         model = self.study.accelerator.unwrap_model(self.model)
-        weight = model.get_parameter(self.study.stem).detach().float().cpu()
+        weight = model.get_parameter(self.study.stems[0]).detach().float().cpu()
         count = min(FILTERS_KEPT, len(weight))
         rows = tuple(i * len(weight) // count for i in range(count))
         values = [_rounded(weight[row].tolist()) for row in rows]
-        return Filters(self.study.stem, rows, values)
+        return Filters(self.study.stems[0], rows, values)
 
 
 def _rounded(values: Any) -> Any:

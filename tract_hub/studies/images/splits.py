@@ -22,15 +22,24 @@ class Split:
         name: ``"train"`` or ``"test"``, for messages.
         read: gives image i as uint8, channels × height × width.
         labels: class indices, int64, one an image.
+        pixels: all images in one tensor, where they were decoded once.
 
     """
 
     name: str
     read: Callable[[int], Tensor]
     labels: Tensor
+    pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return images as uint8, batch × channels × height × width, and their labels."""
+        labels = self.labels[indices]
+        if self.pixels is not None:
+            return self.pixels[indices], labels
+        return torch.stack([self.read(i) for i in indices]), labels
 
 
 @dataclass(frozen=True)
