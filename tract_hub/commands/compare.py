@@ -78,6 +78,9 @@ def compare(
     ] = None,
     device: Annotated[str | None, _option("auto, cpu, cuda, cuda:1, mps.", RUNNING)] = None,
     precision: Annotated[str | None, _option("fp32, bf16 or fp16.", RUNNING)] = None,
+    channels_last: Annotated[
+        bool | None, _option("Memory format of model and images.", RUNNING)
+    ] = None,
     threads: Annotated[int | None, _option("CPU threads of one process.", RUNNING)] = None,
     workers: Annotated[int | None, _option("Processes that read images.", RUNNING)] = None,
     out: Annotated[

@@ -57,6 +57,7 @@ class CompareSettings:
         lams: λ of TrAct, one arm each; none trains the ordinary arm alone.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …
         precision: arithmetic, through Accelerate's autocast.
+        channels_last: memory format of model and images; faster for convolutions.
         threads: of the CPU, in one process; None leaves them to torch.
         workers: processes that read images; None chooses.
         out: where runs and results are written; None makes a folder named after the settings.
@@ -93,6 +94,7 @@ class CompareSettings:
     label_smoothing: float = 0.0
     device: str = "auto"
     precision: str = "fp32"
+    channels_last: bool = False
     threads: int | None = None
     workers: int | None = None
     out: Path | None = None

@@ -91,6 +91,7 @@ def command_of(settings: CompareSettings) -> str:
         value = getattr(settings, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--channels-last"] if settings.channels_last else []
     words += ["--seeds", ",".join(map(str, settings.seeds))]
     words += ["--lam", ",".join(map(str, settings.lams)) or "none"]
     return shlex.join(words)

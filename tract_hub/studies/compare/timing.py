@@ -94,5 +94,4 @@ def _batch(study: Study) -> tuple[Tensor, Tensor]:
     count = max(1, study.settings.batch_size // study.accelerator.num_processes)
     images, labels = study.data.train.batch(list(range(count)))
     device = study.accelerator.device
-    normalise = study.data.normaliser(study.settings.normalise)
-    return normalise(images.to(device)), labels.to(device)
+    return study.normalised(images.to(device)), labels.to(device)

@@ -49,6 +49,17 @@ class Study:
         """Optimizer steps in an epoch."""
         return len(self.data.train) // self.settings.batch_size
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the model and its images."""
+        last = self.settings.channels_last
+        return torch.channels_last if last else torch.contiguous_format
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return a uint8 batch as what the model is called with, on the same device."""
+        values: Tensor = self.data.normaliser(self.settings.normalise)(images)
+        return values.contiguous(memory_format=self.memory_format)
+
 
 def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
     """Return the model that a run starts from; equal seeds give bit-identical weights.
@@ -62,7 +73,7 @@ def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    model = study.plan.build()
+    model = study.plan.build().to(memory_format=study.memory_format)
     if arm.lam is not None:
         tract_hub.enable(model, lam=arm.lam, example_inputs=study.plan.example())
     # Whatever enabling may have drawn, dropout begins alike in every arm.
@@ -106,7 +117,6 @@ class _Run:
     def __init__(self, study: Study, arm: Arm, seed: int) -> None:
         settings, accelerator = study.settings, study.accelerator
         self.study = study
-        self.normalise = study.data.normaliser(settings.normalise)
         model = fresh_model(study, arm, seed)
         self.start = state_digest(model)
         loader = train_loader(
@@ -132,7 +142,7 @@ class _Run:
         total = torch.zeros((), device=accelerator.device)
         for images, labels in self.loader:
             self.seen = extend_digest(self.seen, images, labels)
-            total += self._step(self.normalise(images), labels)
+            total += self._step(self.study.normalised(images), labels)
             progress.step_ended()
         mean: float = accelerator.reduce(total / len(self.loader), reduction="mean").item()
         return mean
@@ -153,7 +163,7 @@ class _Run:
         self.model.eval()
         losses, hits = [], []
         for images, labels in self.tests:
-            logits = logits_of(self.model(self.normalise(images))).float()
+            logits = logits_of(self.model(self.study.normalised(images))).float()
             loss = F.cross_entropy(logits, labels, reduction="none")
             hit = logits.argmax(1) == labels
             loss, hit = self.study.accelerator.gather_for_metrics((loss, hit))

@@ -1,0 +1,152 @@
+"""Train a part by a command that anybody can type, and read what it left behind."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study import Part, Study
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
+
+
+class TrainingError(Exception):
+    """A command ended with an error, which it has printed itself."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one arm from one seed.
+
+    Args:
+        lam: of TrAct; None is ordinary training.
+        seed: of weights, batches and augmentation.
+        accuracies: on the test images after every epoch.
+        diverged: whether a loss was no number, so that it ended early.
+
+    """
+
+    lam: float | None
+    seed: int
+    accuracies: tuple[float, ...]
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All runs of a part.
+
+    Args:
+        part: which.
+        runs: every arm from every seed.
+        step_ratios: time of a training step by λ, divided by the ordinary one's.
+        made_by: versions and device; must be the same in all parts of a study.
+
+    """
+
+    part: Part
+    runs: tuple[Run, ...]
+    step_ratios: dict[float, float]
+    made_by: dict[str, Any]
+
+
+def train(
+    study: Study, part: Part, data: str, out: Path, launch: str, others: Sequence[str]
+) -> None:
+    """Run a part's commands; what is finished already is not trained again.
+
+    Args:
+        study: says which command.
+        part: what to train.
+        data: a path, or a hub name.
+        out: the study's folder.
+        launch: what stands before the script or ``-m module``, such as ``accelerate launch``.
+        others: further options for every command.
+
+    Raises:
+        TrainingError: a command said why.
+
+    """
+    start = shlex.split(launch) if launch else [sys.executable]
+    commands = _compare if study.by == "compare" else _recipes
+    for command in commands(part, data, out / part.folder):
+        if subprocess.run([*start, *command, *others]).returncode:
+            raise TrainingError(shlex.join(command))
+
+
+def _compare(part: Part, data: str, out: Path) -> Iterator[list[str]]:
+    lams = ",".join(map(str, part.lams)) or "none"
+    seeds = ",".join(map(str, part.seeds))
+    words = ["-m", "tract_hub", "compare", "--data", data, "--out", str(out)]
+    words += ["--epochs", str(part.epochs), "--lam", lams, "--seeds", seeds]
+    for name, value in part.options.items():
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", str(item)]
+    yield words
+
+
+def _recipes(part: Part, data: str, out: Path) -> Iterator[list[str]]:
+    options = dict(part.options)
+    recipe = options.pop("recipe")
+    changes = [f"{name}={value}" for name, value in options.items()]
+    for lam in (None, *part.lams):
+        arm = ["--ordinary"] if lam is None else [f"lam={lam}"]
+        for seed in part.seeds:
+            folder = _recipe_folder(out, lam, seed)
+            words = [str(RECIPE), recipe, *changes, f"epochs={part.epochs}", *arm]
+            yield [*words, "--data", data, "--seed", str(seed), "--out", str(folder), "--resume"]
+
+
+def _recipe_folder(out: Path, lam: float | None, seed: int) -> Path:
+    return out / f"{'ordinary' if lam is None else f'tract-{lam}'}-seed{seed}"
+
+
+def read(study: Study, part: Part, out: Path) -> Trained:
+    """Return what a part's commands wrote.
+
+    Args:
+        study: says which command.
+        part: which has been trained.
+        out: the study's folder.
+
+    """
+    folder = out / part.folder
+    return _read_compare(part, folder) if study.by == "compare" else _read_recipes(part, folder)
+
+
+def _read_compare(part: Part, folder: Path) -> Trained:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    runs = tuple(
+        Run(
+            run["arm"]["lam"],
+            run["seed"],
+            tuple(epoch["accuracy"] for epoch in run["epochs"]),
+            run["diverged_at"] is not None,
+        )
+        for run in results["runs"]
+    )
+    ratios = {arm["arm"]["lam"]: arm["overhead"] for arm in results["summary"]}
+    made_by = {"versions": results["identity"]["versions"], **results["environment"]}
+    return Trained(part, runs, {lam: ratios[lam] for lam in part.lams}, made_by)
+
+
+def _read_recipes(part: Part, folder: Path) -> Trained:
+    runs, seconds, made_by = [], {}, {}
+    for lam in (None, *part.lams):
+        for seed in part.seeds:
+            text = (_recipe_folder(folder, lam, seed) / "history.json").read_text(encoding="utf-8")
+            history = json.loads(text)
+            epochs = history["epochs"]
+            runs.append(Run(lam, seed, tuple(e["top1"] for e in epochs), diverged=False))
+            seconds.setdefault(lam, []).extend(e["seconds"] for e in epochs)
+            made_by = history["made_by"]
+    ordinary = statistics.median(seconds[None])
+    ratios = {lam: statistics.median(seconds[lam]) / ordinary for lam in part.lams}
+    return Trained(part, tuple(runs), ratios, made_by)
