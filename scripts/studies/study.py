@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +11,29 @@ from typing import Any, Literal
 import yaml
 
 SETTINGS = Path(__file__).parent / "settings"
+DATA = Path(__file__).parent / "data.yaml"
+# The recipes of tract-hub compare that a CPU can train, in place of the paper's own.
+SMALLER = {
+    "cifar-resnet": "narrow-resnet",
+    "cifar-resnet-adam": "narrow-resnet-adam",
+    "cifar-vit": "narrow-vit",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images that studies train on.
+
+    Args:
+        name: on the hub, or of what is meant.
+        fetch: the command that gets them.
+        layout: what they look like on disk.
+
+    """
+
+    name: str
+    fetch: str
+    layout: str
 
 
 @dataclass(frozen=True)
@@ -35,8 +59,10 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Where its runs lie, below the study's own folder."""
-        return f"{self.name.replace(' ', '-').replace('/', '-')}-{self.epochs}-epochs"
+        """Where its runs lie: named after all that they have in common, so studies share them."""
+        words = [f"{key}-{value}" for key, value in sorted(self.options.items()) if key != "recipe"]
+        name = "-".join([self.options["recipe"], *words, f"{self.epochs}-epochs"])
+        return re.sub(r"[^\w.=-]+", "_", name)
 
 
 @dataclass(frozen=True)
@@ -51,9 +77,7 @@ class Study:
         parts: what is trained.
         paper: lines on what the paper reports, in words.
         against: the part whose ordinary arm the others are set against too, or None.
-        data: what it trains on, if nothing else is asked for.
-        fetch: how one gets these data.
-        layout: what the data look like on disk.
+        data: what it trains on.
         budget: by how much all parts were shortened; 1 is the paper's length.
         reduced: whether models and data are smaller than the paper's.
         notes: what differs from the paper, in words.
@@ -64,9 +88,7 @@ class Study:
     title: str
     by: Literal["compare", "recipe"]
     parts: tuple[Part, ...]
-    data: str
-    fetch: str
-    layout: str
+    data: Data
     paper: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     against: str | None = None
@@ -90,14 +112,13 @@ class _File:
     epochs: list[int]
     seeds: list[int]
     data: str
-    fetch: str
-    layout: str
     by: Literal["compare", "recipe"] = "compare"
     lams: list[float] = field(default_factory=lambda: [0.1])
     paper: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     against: str | None = None
     reduced: dict[str, Any] = field(default_factory=dict)
+    """What else differs in the smaller study: epochs, seeds, lams, notes, options of parts."""
 
 
 def known() -> list[str]:
@@ -131,15 +152,13 @@ def load_study(
     if reduced and not file.reduced:
         raise ValueError(f"{name} has nothing smaller to train; shorten it with --budget")
     smaller = file.reduced if reduced else {}
-    parts = _parts(file, smaller, budget, seeds)
+    data = yaml.safe_load(DATA.read_text(encoding="utf-8"))[file.data]
     return Study(
         name,
         file.title,
         file.by,
-        parts,
-        file.data,
-        file.fetch,
-        file.layout,
+        _parts(file, smaller, budget, seeds),
+        Data(**data),
         tuple(file.paper),
         (*file.notes, *smaller.get("notes", [])),
         file.against,
@@ -154,15 +173,21 @@ def _parts(
     """Return every part at every length; what is given nearer to a part wins."""
     made = []
     for name, own in file.parts.items():
-        options = own | smaller.get("options", {}) | smaller.get("parts", {}).get(name, {})
+        options = (_smaller(own) | smaller.get("parts", {}).get(name, {})) if smaller else {**own}
         lams = options.pop("lams", smaller.get("lams", file.lams))
         lengths = options.pop("epochs", smaller.get("epochs", file.epochs))
+        which = tuple(seeds or smaller.get("seeds", file.seeds))
         for length in lengths:
-            at_length = {key: _at(value, length) for key, value in options.items()}
             epochs = max(1, round(length * budget))
-            which = tuple(seeds or smaller.get("seeds", file.seeds))
+            at_length = {key: _at(value, length) for key, value in options.items()}
             made.append(Part(name, length, epochs, tuple(lams), which, at_length))
     return tuple(made)
+
+
+def _smaller(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's options with the smaller recipe, which has its own learning rate."""
+    kept = {key: value for key, value in options.items() if key not in ("lr", "stem-lr")}
+    return kept | {"recipe": SMALLER[options["recipe"]]}
 
 
 def _at(value: Any, length: int) -> Any:

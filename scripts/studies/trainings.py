@@ -59,14 +59,14 @@ class Trained:
 
 def train(
     study: Study, part: Part, data: str, out: Path, launch: str, others: Sequence[str]
-) -> None:
-    """Run a part's commands; what is finished already is not trained again.
+) -> Trained:
+    """Run a part's commands, and read what they wrote; what is finished is not trained again.
 
     Args:
         study: says which command.
         part: what to train.
         data: a path, or a hub name.
-        out: the study's folder.
+        out: where all studies keep their runs.
         launch: what stands before the script or ``-m module``, such as ``accelerate launch``.
         others: further options for every command.
 
@@ -75,10 +75,15 @@ def train(
 
     """
     start = shlex.split(launch) if launch else [sys.executable]
-    commands = _compare if study.by == "compare" else _recipes
-    for command in commands(part, data, out / part.folder):
-        if subprocess.run([*start, *command, *others]).returncode:
+    commands, read = {"compare": (_compare, _read_compare), "recipe": (_recipes, _read_recipes)}[
+        study.by
+    ]
+    folder = out / part.folder
+    for command in commands(part, data, folder):
+        # The command's own tables say less than the study's; progress goes to stderr.
+        if subprocess.run([*start, *command, *others], stdout=subprocess.DEVNULL).returncode:
             raise TrainingError(shlex.join(command))
+    return read(part, folder)
 
 
 def _compare(part: Part, data: str, out: Path) -> Iterator[list[str]]:
@@ -88,7 +93,7 @@ def _compare(part: Part, data: str, out: Path) -> Iterator[list[str]]:
     words += ["--epochs", str(part.epochs), "--lam", lams, "--seeds", seeds]
     for name, value in part.options.items():
         for item in value if isinstance(value, list) else [value]:
-            words += [f"--{name}", str(item)]
+            words += [f"--{name}"] if item is True else [f"--{name}", str(item)]
     yield words
 
 
@@ -100,25 +105,13 @@ def _recipes(part: Part, data: str, out: Path) -> Iterator[list[str]]:
         arm = ["--ordinary"] if lam is None else [f"lam={lam}"]
         for seed in part.seeds:
             folder = _recipe_folder(out, lam, seed)
-            words = [str(RECIPE), recipe, *changes, f"epochs={part.epochs}", *arm]
+            words = [str(RECIPE), recipe, *changes, *arm]
+            words += [f"epochs={part.published}", "--budget", str(part.epochs / part.published)]
             yield [*words, "--data", data, "--seed", str(seed), "--out", str(folder), "--resume"]
 
 
 def _recipe_folder(out: Path, lam: float | None, seed: int) -> Path:
     return out / f"{'ordinary' if lam is None else f'tract-{lam}'}-seed{seed}"
-
-
-def read(study: Study, part: Part, out: Path) -> Trained:
-    """Return what a part's commands wrote.
-
-    Args:
-        study: says which command.
-        part: which has been trained.
-        out: the study's folder.
-
-    """
-    folder = out / part.folder
-    return _read_compare(part, folder) if study.by == "compare" else _read_recipes(part, folder)
 
 
 def _read_compare(part: Part, folder: Path) -> Trained:

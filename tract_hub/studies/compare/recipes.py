@@ -48,6 +48,21 @@ VIT = {
     "optimizer": "adam",
     "lr": 1e-3,
 }
+# What a CPU trains in a minute or two; images in proportion.
+NARROW = {"max_train": 5000, "max_test": 3000, "batch_size": 64, "epochs": 10, "threads": 1}
+NARROW_RESNET = {
+    **RESNET,
+    **NARROW,
+    "model_args": (("channels", (16, 32, 64, 128)),),
+    "channels_last": True,
+    "seeds": (0, 1, 2),
+}
+NARROW_VIT = {
+    **VIT,
+    **NARROW,
+    "model_args": (("patch_size", 4), ("embed_dim", 64), ("depth", 4), ("num_heads", 4)),
+    "seeds": (0, 1, 2),
+}
 SWEEP = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 RECIPES: dict[str, Recipe] = {
@@ -82,6 +97,18 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cifar-vit": Recipe(
         about="the paper's ViT on CIFAR-10: 7 layers, 12 heads, width 384, Adam 1e-3", values=VIT
+    ),
+    "narrow-resnet": Recipe(
+        about="cifar-resnet for a CPU: a quarter of the width, 5,000 images, 10 epochs",
+        values=NARROW_RESNET,
+    ),
+    "narrow-resnet-adam": Recipe(
+        about="the same with Adam",
+        values={**NARROW_RESNET, "optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0},
+    ),
+    "narrow-vit": Recipe(
+        about="cifar-vit for a CPU: 4 layers of width 64, 5,000 images, 10 epochs",
+        values=NARROW_VIT,
     ),
     "lambda-sweep": Recipe(
         about="seven λ from 0.0125 to 0.8 on cifar-resnet", values={**RESNET, "lams": SWEEP}
