@@ -176,7 +176,7 @@ def _parts(
         options = (_smaller(own) | smaller.get("parts", {}).get(name, {})) if smaller else {**own}
         lams = options.pop("lams", smaller.get("lams", file.lams))
         lengths = options.pop("epochs", smaller.get("epochs", file.epochs))
-        which = tuple(seeds or smaller.get("seeds", file.seeds))
+        which = tuple(options.pop("seeds", seeds or smaller.get("seeds", file.seeds)))
         for length in lengths:
             epochs = max(1, round(length * budget))
             at_length = {key: _at(value, length) for key, value in options.items()}

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +75,26 @@ def train(
 
     """
     start = shlex.split(launch) if launch else [sys.executable]
+    folder = out / part.folder
+    part = _with_weights(study, part, out)
     commands, read = {"compare": (_compare, _read_compare), "recipe": (_recipes, _read_recipes)}[
         study.by
     ]
-    folder = out / part.folder
     for command in commands(part, data, folder):
         # The command's own tables say less than the study's; progress goes to stderr.
         if subprocess.run([*start, *command, *others], stdout=subprocess.DEVNULL).returncode:
             raise TrainingError(shlex.join(command))
     return read(part, folder)
+
+
+def _with_weights(study: Study, part: Part, out: Path) -> Part:
+    """Replace the name of the part that weights come from by its first seed's file."""
+    name = part.options.get("weights")
+    if name is None:
+        return part
+    source = next(other for other in study.parts if other.name == name)
+    file = out / source.folder / "runs" / f"ordinary-seed{source.seeds[0]}.safetensors"
+    return replace(part, options={**part.options, "weights": str(file)})
 
 
 def _compare(part: Part, data: str, out: Path) -> Iterator[list[str]]:

@@ -27,6 +27,9 @@ def compare(
     model_arg: Annotated[
         list[str] | None, _option("key=value for timm.create_model; repeatable.", MODEL)
     ] = None,
+    weights: Annotated[
+        str | None, _option("A safetensors file of this model, to start from.", MODEL)
+    ] = None,
     stem: Annotated[
         str | None, _option("published, or cifar: 3 × 3 stride 1, max-pool kept.", MODEL)
     ] = None,
@@ -36,6 +39,9 @@ def compare(
     data: Annotated[
         str | None,
         _option("digits, an image folder, parquet, a saved dataset, or a hub name.", DATA),
+    ] = None,
+    classes: Annotated[
+        str | None, _option("Keep only these: 0-4 or 0,3,7, in the data's own order.", DATA)
     ] = None,
     image_size: Annotated[
         int | None,
@@ -83,6 +89,9 @@ def compare(
     ] = None,
     threads: Annotated[int | None, _option("CPU threads of one process.", RUNNING)] = None,
     workers: Annotated[int | None, _option("Processes that read images.", RUNNING)] = None,
+    save_weights: Annotated[
+        bool | None, _option("Keep every run's weights as safetensors.", RUNNING)
+    ] = None,
     out: Annotated[
         Path | None,
         _option(
@@ -99,7 +108,8 @@ def compare(
     given = dict(locals())
     given.pop("recipe")
     given["model_args"] = _model_args(given.pop("model_arg") or []) or None
-    given["seeds"] = _seeds(seeds) if seeds else None
+    given["seeds"] = _numbers("--seeds", seeds) if seeds else None
+    given["classes"] = _numbers("--classes", [classes]) if classes else None
     given["lams"] = _lams(given.pop("lam"))
     _run(recipe, given)
 
@@ -147,12 +157,12 @@ def _lams(texts: list[str] | None) -> tuple[float, ...] | None:
         raise SettingsError(f"--lam must be numbers such as 0.1, got {','.join(texts)!r}") from None
 
 
-def _seeds(texts: list[str]) -> tuple[int, ...]:
+def _numbers(option: str, texts: list[str]) -> tuple[int, ...]:
     try:
-        return tuple(seed for item in _items(texts) for seed in _range(item))
+        return tuple(number for item in _items(texts) for number in _range(item))
     except ValueError:
         raise SettingsError(
-            f"--seeds must be whole numbers such as 0,1,2 or 0-4, got {','.join(texts)!r}"
+            f"{option} must be whole numbers such as 0,1,2 or 0-4, got {','.join(texts)!r}"
         ) from None
 
 

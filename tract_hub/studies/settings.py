@@ -20,7 +20,10 @@ STEM_OPTIMIZERS = ("same", "sgd")
 
 # These choose which runs a comparison has and where they happen to be kept or read; a run's
 # numbers do not depend on them, so runs made under other values of them can be shared.
-NOT_PART_OF_A_RUN = ("recipe", "seeds", "lams", "out", "data", "device", "workers", "model")
+NOT_PART_OF_A_RUN = (
+    "recipe", "seeds", "lams", "out", "data", "device", "workers", "model", "save_weights",
+    "weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,13 @@ class CompareSettings:
         recipe: the named recipe that the other values started from.
         model: a timm name, or a folder with a Hugging Face ``config.json``.
         model_args: keyword arguments for ``timm.create_model``.
+        weights: a safetensors file that every run starts from, of the same model; what has another
+            shape in it, as a head for other classes, starts fresh.
         stem: ``"published"`` as the model has it; ``"cifar"``: 3 × 3, stride 1, max-pool kept.
         patch_norm: ``"patch"`` standardises every patch before the patch embedding; ``"dual"`` is
             DualPatchNorm, a LayerNorm before and one after it. For a ViT of timm.
         data: ``"digits"``, a path (image folder, parquet, saved dataset), or a hub name.
+        classes: keep only these, counted from 0 in the data's own order; None keeps all.
         image_size: side of the square images in pixels; None fits model and data.
         channels: 1 or 3 converts the images; None takes them as they are.
         normalise: ``"standard"``: mean 0 and deviation 1 by channel; ``"unit"``: pixels in
@@ -60,6 +66,7 @@ class CompareSettings:
         channels_last: memory format of model and images; faster for convolutions.
         threads: of the CPU, in one process; None leaves them to torch.
         workers: processes that read images; None chooses.
+        save_weights: keep the weights of every finished run, as safetensors beside its record.
         out: where runs and results are written; None makes a folder named after the settings.
 
     Raises:
@@ -77,8 +84,10 @@ class CompareSettings:
     seeds: tuple[int, ...]
     lams: tuple[float, ...] = (0.1,)
     model_args: tuple[tuple[str, Any], ...] = ()
+    weights: str | None = None
     stem: str = "published"
     patch_norm: str = "none"
+    classes: tuple[int, ...] | None = None
     image_size: int | None = None
     channels: int | None = None
     normalise: str = "standard"
@@ -97,6 +106,7 @@ class CompareSettings:
     channels_last: bool = False
     threads: int | None = None
     workers: int | None = None
+    save_weights: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -137,6 +147,8 @@ class CompareSettings:
         for name, values in (("--seeds", self.seeds), ("--lam", self.lams)):
             if len(set(values)) != len(values):
                 raise SettingsError(f"{name} has a value twice: {_listed(values)}; give each once")
+        if self.classes is not None and (len(set(self.classes)) < 2 or min(self.classes) < 0):
+            raise SettingsError(f"--classes needs two or more, got {_listed(self.classes)}")
         for lam in self.lams:
             _above_zero("--lam", lam)
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:

@@ -87,7 +87,13 @@ def make_study(settings: CompareSettings) -> tuple[Study, Any]:
 
     """
     check_optimizer(settings.optimizer)
-    source = load_source(settings.data, settings.channels, settings.max_train, settings.max_test)
+    source = load_source(
+        settings.data,
+        settings.channels,
+        settings.max_train,
+        settings.max_test,
+        settings.classes,
+    )
     plan = plan_model(settings, source)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -141,14 +147,16 @@ def _missing(study: Study, store: Store, wanted: list[tuple[Arm, int]]) -> list[
     """Return what is left to train; the main process looks, for the others may not see its disk."""
     from accelerate.utils import broadcast_object_list
 
-    missing = [[key for key in wanted if store.load(*key) is None]]
+    weights = study.settings.save_weights
+    missing = [[key for key in wanted if not store.has(*key, weights=weights)]]
     broadcast_object_list(missing)
     return missing[0]
 
 
 def _one_run(study: Study, store: Store, arm: Arm, seed: int, progress: Progress) -> RunRecord:
     progress.run_began(f"{arm}, seed {seed}")
-    run = train_run(study, arm, seed, progress)
+    keep = store.weights_of(arm, seed) if study.settings.save_weights else None
+    run = train_run(study, arm, seed, progress, keep)
     if study.accelerator.is_main_process:
         store.save(run)
     study.accelerator.free_memory()

@@ -6,8 +6,10 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ import tract_hub
 from tract_hub.studies.compare.optim import make_optimizer, make_schedule
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.files import write_atomically
 from tract_hub.studies.images.prepared import Prepared, test_loader, train_loader
 from tract_hub.studies.models.plan import ModelPlan, logits_of
 from tract_hub.studies.settings import CompareSettings
@@ -81,7 +84,9 @@ def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
     return model
 
 
-def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecord:
+def train_run(
+    study: Study, arm: Arm, seed: int, progress: Progress, keep: Path | None = None
+) -> RunRecord:
     """Train one arm from one seed and return its numbers.
 
     Args:
@@ -89,6 +94,7 @@ def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecor
         arm: ordinary, or TrAct.
         seed: of weights, batches, augmentation and dropout.
         progress: is told of every step.
+        keep: where to write the weights in the end, as safetensors.
 
     """
     run = _Run(study, arm, seed)
@@ -99,6 +105,8 @@ def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecor
         progress.epoch_ended(record)
         if not record.finite():
             break
+    if keep is not None:
+        run.save(keep)
     diverged_at = None if epochs[-1].finite() else epochs[-1].epoch
     return RunRecord(
         arm=arm,
@@ -177,6 +185,13 @@ class _Run:
         """Return the digest of what all processes saw."""
         seen = self.study.accelerator.gather(self.seen.reshape(1))
         return hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write the weights and buffers as those of the ordinary model."""
+        model = self.study.accelerator.unwrap_model(self.model)
+        if self.study.accelerator.is_main_process:
+            weights = {name: value.cpu() for name, value in model.state_dict().items()}
+            write_atomically(path, safetensors.torch.save(weights))
 
     def filters(self) -> Filters:
         model = self.study.accelerator.unwrap_model(self.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,15 @@ def at_most(split: Split, count: int | None) -> Split:
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     chosen = torch.randperm(len(split), generator=generator)[:count].sort().values
     return _subset(split, chosen, split.name)
+
+
+def of_classes(split: Split, classes: list[int]) -> Split:
+    """Return the images of these classes, which are numbered anew in the order given."""
+    wanted = torch.tensor(classes)
+    part = _subset(split, torch.isin(split.labels, wanted).nonzero().flatten(), split.name)
+    numbers = torch.zeros(1 + int(wanted.max()), dtype=torch.int64)
+    numbers[wanted] = torch.arange(len(classes))
+    return replace(part, labels=numbers[part.labels])
 
 
 def _subset(split: Split, chosen: Tensor, name: str) -> Split:

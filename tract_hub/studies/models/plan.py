@@ -15,6 +15,7 @@ from tract_hub.studies.images.splits import Source
 from tract_hub.studies.models.huggingface import huggingface_builder
 from tract_hub.studies.models.patch_norm import add_patch_norm
 from tract_hub.studies.models.stems import adapt_stem
+from tract_hub.studies.models.weights import load_weights
 from tract_hub.studies.names import did_you_mean, shown_name
 from tract_hub.studies.settings import CompareSettings
 
@@ -109,6 +110,8 @@ def _adapt(model: nn.Module, settings: CompareSettings, name: str) -> list[str]:
         remarks.append(adapt_stem(model, name))
     if settings.patch_norm != "none":
         remarks.append(add_patch_norm(model, settings.patch_norm, name))
+    if settings.weights is not None:
+        remarks.append(load_weights(model, Path(settings.weights), name))
     return remarks
 
 
