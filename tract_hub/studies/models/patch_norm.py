@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -35,10 +36,6 @@ class PatchNorm(nn.Module):
         height, width = images.shape[-2:]
         return F.fold(normed.transpose(1, 2), (height, width), self.patch, stride=self.patch)
 
-    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Normalise what a patch embedding is called with: a forward pre-hook."""
-        return (self(inputs[0]), *inputs[1:])
-
 
 def add_patch_norm(model: nn.Module, kind: str, name: str) -> str:
     """Normalise the patches of a timm ViT, in place; no other weight changes.
@@ -63,9 +60,8 @@ def add_patch_norm(model: nn.Module, kind: str, name: str) -> str:
             f"--patch-norm needs a timm ViT with patch_embed.proj, which {name} does not have"
         )
     height, width = proj.kernel_size
-    before = PatchNorm(proj.in_channels, (height, width), affine=kind == "dual")
-    embedding.norm_before = before
-    proj.register_forward_pre_hook(before.before)
+    norm = PatchNorm(proj.in_channels, (height, width), affine=kind == "dual")
+    embedding.proj = nn.Sequential(OrderedDict(norm=norm, conv=proj))
     if kind == "dual":
         embedding.norm = nn.LayerNorm(proj.out_channels)
     return {"patch": "patches standardised", "dual": "DualPatchNorm"}[kind]
