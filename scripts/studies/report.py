@@ -48,6 +48,7 @@ def write(study: Study, trained: Sequence[Trained], folder: Path, command: str) 
         "command": command,
         "scale": study.scale,
         "made_by": trained[0].made_by,
+        "data": {t.part.name: t.data for t in trained},
         "lines": [asdict(line) | {"verdict": line.verdict} for line in lines],
         "shorter_schedules": [asdict(line) for line in shorter],
         "runs": [
@@ -84,7 +85,7 @@ def _page(
     parts = [
         f"# {study.title}",
         f"Written by `{command}`. Scale: {study.scale}. Seeds {', '.join(map(str, seeds))}. "
-        f"Ran on {made_by['device']} with {versions}.",
+        f"Data: {'; '.join(dict.fromkeys(t.data for t in trained))}. Ran on {made_by['device']} with {versions}.",
         "![Test accuracy](picture.png)",
         *_listed("What the paper reports", study.paper),
         "## Here",

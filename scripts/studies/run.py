@@ -19,6 +19,9 @@ NAMES = ", ".join(known())
 def main(
     study: Annotated[str, typer.Argument(help=f"One of: {NAMES}.")],
     data: Annotated[str | None, typer.Option(help="A path; else the study's hub name.")] = None,
+    data_title: Annotated[
+        str | None, typer.Option(help="How results call the data: 'CIFAR-10 (JPEG)'.")
+    ] = None,
     budget: Annotated[float, typer.Option(help="Share of the paper's epochs, in all arms.")] = 1.0,
     reduced: Annotated[bool, typer.Option(help="Smaller models, fewer images and seeds.")] = False,
     seeds: Annotated[str | None, typer.Option(help="Instead of the study's, as 0,1,2.")] = None,
@@ -37,7 +40,7 @@ def main(
     """
     try:
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
-        asked = load_study(study, budget, reduced, numbers)
+        asked = load_study(study, budget, reduced, numbers, data_title)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     _check_data(asked, data)
@@ -45,7 +48,7 @@ def main(
     _check_alike([part.made_by for part in trained])
     folder = results or out / study
     folder.mkdir(parents=True, exist_ok=True)
-    write(asked, trained, folder, _command(study, data, budget, reduced, seeds))
+    write(asked, trained, folder, _command(asked, data, seeds))
     Console().print(f"written to {folder}: study.json, table.md, picture.png", markup=False)
 
 
@@ -85,11 +88,11 @@ def _check_alike(made_by: list[dict[str, object]]) -> None:
             )
 
 
-def _command(study: str, data: str | None, budget: float, reduced: bool, seeds: str | None) -> str:
-    words = ["python", "scripts/studies/run.py", study]
+def _command(study: Study, data: str | None, seeds: str | None) -> str:
+    words = ["python", "scripts/studies/run.py", study.name]
     words += ["--data", Path(data).name] if data else []
-    words += ["--budget", f"{budget:g}"] if budget != 1 else []
-    words += ["--reduced"] if reduced else []
+    words += ["--budget", f"{study.budget:g}"] if study.budget != 1 else []
+    words += ["--reduced"] if study.reduced else []
     words += ["--seeds", seeds] if seeds else []
     return shlex.join(words)
 

@@ -25,12 +25,14 @@ class Data:
     """Images that studies train on.
 
     Args:
+        title: as results show it.
         name: on the hub, or of what is meant.
         fetch: the command that gets them.
         layout: what they look like on disk.
 
     """
 
+    title: str
     name: str
     fetch: str
     layout: str
@@ -127,7 +129,11 @@ def known() -> list[str]:
 
 
 def load_study(
-    name: str, budget: float = 1.0, reduced: bool = False, seeds: Sequence[int] | None = None
+    name: str,
+    budget: float = 1.0,
+    reduced: bool = False,
+    seeds: Sequence[int] | None = None,
+    data_title: str | None = None,
 ) -> Study:
     """Read a study and shorten it.
 
@@ -136,6 +142,7 @@ def load_study(
         budget: a share of the paper's epochs, for all arms alike; at least one is trained.
         reduced: take the file's smaller models, data and seeds.
         seeds: instead of the file's.
+        data_title: how results call the data, if not as the file does.
 
     Raises:
         ValueError: no such study, or nothing smaller is described, or a key is unknown.
@@ -152,13 +159,13 @@ def load_study(
     if reduced and not file.reduced:
         raise ValueError(f"{name} has nothing smaller to train; shorten it with --budget")
     smaller = file.reduced if reduced else {}
-    data = yaml.safe_load(DATA.read_text(encoding="utf-8"))[file.data]
+    data = Data(**yaml.safe_load(DATA.read_text(encoding="utf-8"))[file.data])
     return Study(
         name,
-        file.title,
+        file.title.format(data=data_title or data.title),
         file.by,
         _parts(file, smaller, budget, seeds),
-        Data(**data),
+        data,
         tuple(file.paper),
         (*file.notes, *smaller.get("notes", [])),
         file.against,

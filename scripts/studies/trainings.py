@@ -48,6 +48,7 @@ class Trained:
         runs: every arm from every seed.
         step_ratios: time of a training step by λ, divided by the ordinary one's.
         made_by: versions and device; must be the same in all parts of a study.
+        data: what it was trained on, in words.
 
     """
 
@@ -55,6 +56,7 @@ class Trained:
     runs: tuple[Run, ...]
     step_ratios: dict[float, float]
     made_by: dict[str, Any]
+    data: str
 
 
 def train(
@@ -138,11 +140,14 @@ def _read_compare(part: Part, folder: Path) -> Trained:
     )
     ratios = {arm["arm"]["lam"]: arm["overhead"] for arm in results["summary"]}
     made_by = {"versions": results["identity"]["versions"], **results["environment"]}
-    return Trained(part, runs, {lam: ratios[lam] for lam in part.lams}, made_by)
+    data = results["identity"]["data"]
+    counts = f"{data['train_images']} training and {data['test_images']} test images"
+    described = f"{counts} of {len(data['classes'])} classes, {data['size']} pixels"
+    return Trained(part, runs, {lam: ratios[lam] for lam in part.lams}, made_by, described)
 
 
 def _read_recipes(part: Part, folder: Path) -> Trained:
-    runs, seconds, made_by = [], {}, {}
+    runs, seconds, history = [], {}, {}
     for lam in (None, *part.lams):
         for seed in part.seeds:
             text = (_recipe_folder(folder, lam, seed) / "history.json").read_text(encoding="utf-8")
@@ -150,7 +155,8 @@ def _read_recipes(part: Part, folder: Path) -> Trained:
             epochs = history["epochs"]
             runs.append(Run(lam, seed, tuple(e["top1"] for e in epochs), diverged=False))
             seconds.setdefault(lam, []).extend(e["seconds"] for e in epochs)
-            made_by = history["made_by"]
     ordinary = statistics.median(seconds[None])
     ratios = {lam: statistics.median(seconds[lam]) / ordinary for lam in part.lams}
-    return Trained(part, tuple(runs), ratios, made_by)
+    size = history["settings"]["transform"]["input_size"]
+    described = f"{history['settings']['classes']} classes, {size} pixels"
+    return Trained(part, tuple(runs), ratios, history["made_by"], described)

@@ -88,7 +88,7 @@ def trained(name: str, epochs: int, curves: dict[float | None, list[list[float]]
         for lam, rows in curves.items()
         for seed, values in enumerate(rows)
     ]
-    return Trained(part, tuple(runs), dict.fromkeys(lams, 1.1), {})
+    return Trained(part, tuple(runs), dict.fromkeys(lams, 1.1), {}, "")
 
 
 def test_an_interval_is_that_of_students_t() -> None:
