@@ -82,10 +82,11 @@ def _page(
     made_by = trained[0].made_by
     versions = ", ".join(f"{name} {number}" for name, number in made_by["versions"].items())
     seeds = sorted({seed for t in trained for seed in t.part.seeds})
+    data = "; ".join(dict.fromkeys(t.data for t in trained))
     parts = [
         f"# {study.title}",
         f"Written by `{command}`. Scale: {study.scale}. Seeds {', '.join(map(str, seeds))}. "
-        f"Data: {'; '.join(dict.fromkeys(t.data for t in trained))}. Ran on {made_by['device']} with {versions}.",
+        f"Data: {data}. Ran on {made_by['device']} with {versions}.",
         "![Test accuracy](picture.png)",
         *_listed("What the paper reports", study.paper),
         "## Here",
