@@ -72,7 +72,7 @@ def _draw_part(axes: Axes, lengths: Sequence[Trained]) -> None:
         _draw_by_lam(axes, lengths[0])
     else:
         _draw_by_epoch(axes, lengths[0])
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
 

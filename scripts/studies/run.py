@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,8 +44,9 @@ def main(
         asked = load_study(study, budget, reduced, numbers, data_title)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    asked = replace(asked, others=tuple(others or []))
     _check_data(asked, data)
-    trained = _train(asked, data or asked.data.name, out, launch, others or [])
+    trained = _train(asked, data or asked.data.name, out, launch)
     _check_alike([part.made_by for part in trained])
     folder = results or out / study
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,14 +64,14 @@ def _check_data(study: Study, data: str | None) -> None:
         )
 
 
-def _train(study: Study, data: str, out: Path, launch: str, others: list[str]) -> list[Trained]:
+def _train(study: Study, data: str, out: Path, launch: str) -> list[Trained]:
     console = Console(stderr=True)
     trained = []
     for i, part in enumerate(study.parts, 1):
         name = f"{study.name}, part {i} of {len(study.parts)}: {part.name}, {part.epochs} epochs"
         console.print(name, markup=False, highlight=False)
         try:
-            trained.append(train(study, part, data, out, launch, others))
+            trained.append(train(study, part, data, out, launch))
         except TrainingError as error:
             hint = f"data are fetched by: {study.data.fetch}; expected: {study.data.layout}"
             console.print(f"this failed: {error}\n{hint}", markup=False, highlight=False)
@@ -94,6 +96,7 @@ def _command(study: Study, data: str | None, seeds: str | None) -> str:
     words += ["--budget", f"{study.budget:g}"] if study.budget != 1 else []
     words += ["--reduced"] if study.reduced else []
     words += ["--seeds", seeds] if seeds else []
+    words += ["--", *study.others] if study.others else []
     return shlex.join(words)
 
 

@@ -83,6 +83,7 @@ class Study:
         budget: by how much all parts were shortened; 1 is the paper's length.
         reduced: whether models and data are smaller than the paper's.
         notes: what differs from the paper, in words.
+        others: further options that every command was given.
 
     """
 
@@ -96,13 +97,15 @@ class Study:
     against: str | None = None
     budget: float = 1.0
     reduced: bool = False
+    others: tuple[str, ...] = ()
 
     @property
     def scale(self) -> str:
         """How far this is from the paper's own training, in words."""
         size = "smaller models and fewer images" if self.reduced else "the paper's models and data"
         length = "full length" if self.budget == 1 else f"{self.budget:.1%} of the paper's epochs"
-        return f"{size}, {length}"
+        others = f", all with {' '.join(self.others)}" if self.others else ""
+        return f"{size}, {length}{others}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,7 @@ class Trained:
     data: str
 
 
-def train(
-    study: Study, part: Part, data: str, out: Path, launch: str, others: Sequence[str]
-) -> Trained:
+def train(study: Study, part: Part, data: str, out: Path, launch: str) -> Trained:
     """Run a part's commands, and read what they wrote; what is finished is not trained again.
 
     Args:
@@ -70,7 +68,6 @@ def train(
         data: a path, or a hub name.
         out: where all studies keep their runs.
         launch: what stands before the script or ``-m module``, such as ``accelerate launch``.
-        others: further options for every command.
 
     Raises:
         TrainingError: a command said why.
@@ -84,7 +81,7 @@ def train(
     ]
     for command in commands(part, data, folder):
         # The command's own tables say less than the study's; progress goes to stderr.
-        if subprocess.run([*start, *command, *others], stdout=subprocess.DEVNULL).returncode:
+        if subprocess.run([*start, *command, *study.others], stdout=subprocess.DEVNULL).returncode:
             raise TrainingError(shlex.join(command))
     return read(part, folder)
 
