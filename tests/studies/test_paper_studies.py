@@ -71,7 +71,7 @@ def test_the_learning_rate_follows_the_length() -> None:
 
 @pytest.mark.parametrize(
     ("name", "reduced", "says"),
-    [("fig33", False, "there is no study fig33: there is fig3"), ("table2", True, "shorten it")],
+    [("fig33", False, "there is no study fig33: there is default"), ("table2", True, "shorten it")],
 )
 def test_what_is_no_study_is_refused(name, reduced, says) -> None:
     with pytest.raises(ValueError, match=says):
