@@ -102,8 +102,9 @@ class Study:
     @property
     def scale(self) -> str:
         """How far this is from the paper's own training, in words."""
-        size = "smaller models and fewer images" if self.reduced else "the paper's models and data"
-        length = "full length" if self.budget == 1 else f"{self.budget:.1%} of the paper's epochs"
+        whose = "the paper's" if self.paper else "the study's"
+        size = "smaller models and fewer images" if self.reduced else f"{whose} models and data"
+        length = "full length" if self.budget == 1 else f"{self.budget:.1%} of {whose} epochs"
         others = f", all with {' '.join(self.others)}" if self.others else ""
         return f"{size}, {length}{others}"
 

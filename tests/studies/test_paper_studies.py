@@ -202,7 +202,7 @@ def test_a_study_trains_all_parts_once_and_writes_what_it_found(tiny, tmp_path) 
     (short,) = found["shorter_schedules"]
     assert (short["epochs"], short["ordinary_epochs"]) == (1, 2)
     page = (folder / "table.md").read_text()
-    for words in ("# A tiny study", "5.0% of the paper's epochs", "; over plain: ", "run.py tiny"):
+    for words in ("# A tiny study", "5.0% of the study's epochs", "; over plain: ", "run.py tiny"):
         assert words in page
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
@@ -212,6 +212,16 @@ def test_a_study_trains_all_parts_once_and_writes_what_it_found(tiny, tmp_path) 
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*-seed*.json")}
     changed = [path for path in runs if again[path] != runs[path]]
     assert changed == [next(iter(runs))], "only what was missing is trained again"
+
+    from summary import summarise
+
+    (line,) = [row for row in summarise(tmp_path / "out").splitlines() if "| bytes |" in row]
+    assert line.startswith("| [tiny](studies/tiny/table.md) | bytes | 2 | +")
+    (folder / "study.json").write_text(
+        (folder / "study.json").read_text().replace('"format": 1', '"format": 0')
+    )
+    with pytest.raises(ValueError, match="is of another format than 1"):
+        summarise(tmp_path / "out")
 
     # A part whose runs another version made is refused, and its results are not merged.
     identity = next((tmp_path / "out").glob("*bytes*/identity.json"))
