@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 SETTINGS = Path(__file__).parent / "settings"
+EPOCH_COUNTS = ("warmup_epochs", "decay_epochs", "decay_milestones")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class Recipe:
     smoke: dict[str, Any] = field(default_factory=dict)
 
 
-def load_recipe(name: str, changes: list[str], smoke: bool) -> Recipe:
-    """Read settings/NAME.yaml; `changes` are key=value, with dots for what is inside a key."""
+def load_recipe(name: str, changes: list[str], smoke: bool, budget: float = 1.0) -> Recipe:
+    """Read settings/NAME.yaml; `changes` are key=value, with dots for what is inside a key.
+
+    `budget` is the share of all that is counted in epochs, the schedule included.
+    """
     path = SETTINGS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SETTINGS.glob("*.yaml")))
@@ -53,7 +57,21 @@ def load_recipe(name: str, changes: list[str], smoke: bool) -> Recipe:
     unknown = set(values) - {f.name for f in fields(Recipe)}
     if unknown:
         raise SystemExit(f"a recipe has no {', '.join(sorted(unknown))}")
-    return Recipe(**values)
+    if not budget > 0:
+        raise SystemExit(f"the budget must be greater than 0, got {budget}")
+    return Recipe(**_shortened(values, budget) if budget != 1 else values)
+
+
+def _shortened(values: dict[str, Any], budget: float) -> dict[str, Any]:
+    schedule = {
+        key: _scaled(value, budget) if key in EPOCH_COUNTS else value
+        for key, value in values["schedule"].items()
+    }
+    return {**values, "epochs": max(1, round(values["epochs"] * budget)), "schedule": schedule}
+
+
+def _scaled(value: Any, budget: float) -> Any:
+    return [v * budget for v in value] if isinstance(value, list) else value * budget
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 import tract_hub
+from tract_hub.studies.compare.identity import environment, versions
+from tract_hub.studies.files import write_atomically
 from tract_hub.studies.models.stems import adapt_stem
 
 
 def main() -> None:
     options = parse()
-    recipe = load_recipe(options.recipe, options.changes, options.smoke)
+    recipe = load_recipe(options.recipe, options.changes, options.smoke, options.budget)
     accelerator = Accelerator(gradient_accumulation_steps=options.accumulate)
     set_seed(options.seed)
     if options.smoke:
@@ -42,17 +46,21 @@ def main() -> None:
     loader = train_loader(recipe, options.data, batch, options.workers, accelerator)
     held_out = eval_loader(recipe, options.data, batch, options.workers)
     model, optimizer, held_out = accelerator.prepare(model, optimizer, held_out)
-    done = Done()
-    accelerator.register_for_checkpointing(done)
-    if options.resume:
-        accelerator.load_state(str(options.out / "state"))
-    for epoch in range(done.epochs, recipe.epochs):
+    history = History(options, recipe, accelerator)
+    accelerator.register_for_checkpointing(history)
+    if options.resume and (state := history.last_state()):
+        accelerator.load_state(str(state))
+    for epoch in range(len(history.epochs), recipe.epochs):
         schedule.step(epoch)
+        began = time.perf_counter()
         loss = train_epoch(recipe, accelerator, model, optimizer, loader, epoch)
+        seconds = time.perf_counter() - began
         top1 = evaluate(accelerator, model, held_out)
-        accelerator.print(json.dumps({"epoch": epoch, "loss": loss, "top1": top1}), flush=True)
-        done.epochs = epoch + 1
-        accelerator.save_state(str(options.out / "state"))
+        record = {"epoch": epoch, "loss": loss, "top1": top1, "seconds": seconds}
+        accelerator.print(json.dumps(record), flush=True)
+        history.epochs.append(record)
+        accelerator.save_state(str(history.state()))
+        history.write()
     accelerator.save_model(model, str(options.out))
 
 
@@ -65,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=1, help="batches a step")
     parser.add_argument("--workers", type=int, default=8, help="processes that read images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the epochs")
     parser.add_argument("--ordinary", action="store_true", help="without TrAct, to compare")
     parser.add_argument("--resume", action="store_true", help="from the last epoch in --out")
     parser.add_argument("--smoke", action="store_true", help="a tiny run, on images made for it")
@@ -82,16 +91,40 @@ def build(recipe: Recipe, ordinary: bool) -> nn.Module:
     return model if ordinary else tract_hub.enable(model, recipe.lam, scope=recipe.scope)
 
 
-class Done:
-    """How many epochs are done; saved with the rest of the state."""
+class History:
+    """What the epochs so far gave, saved with the rest of the state, and as history.json."""
 
-    epochs = 0
+    def __init__(self, options: argparse.Namespace, recipe: Recipe, at: Accelerator) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.file = options.out / "history.json"
+        self.main = at.is_main_process
+        settings = {**asdict(recipe), "ordinary": options.ordinary, "seed": options.seed}
+        self.settings = json.loads(json.dumps(settings))
+        self.made_by = {"versions": versions(), **environment(at)}
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = state["epochs"]
+
+    def state(self) -> Path:
+        """Return where to save: in turns, so that the last whole state outlives a crash."""
+        return self.file.parent / f"state-{len(self.epochs) % 2}"
+
+    def last_state(self) -> Path | None:
+        """Return what there is to go on from; refuse what other settings made."""
+        if not self.file.is_file():
+            return None
+        found = json.loads(self.file.read_text(encoding="utf-8"))
+        if found["settings"] != self.settings:
+            raise SystemExit(f"{self.file.parent} was trained with other settings: change --out")
+        return self.file.parent / f"state-{len(found['epochs']) % 2}"
+
+    def write(self) -> None:
+        if self.main:
+            whole = {name: getattr(self, name) for name in ("settings", "made_by", "epochs")}
+            write_atomically(self.file, json.dumps(whole, indent=1) + "\n")
 
 
 def train_epoch(

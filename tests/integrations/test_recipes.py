@@ -63,6 +63,21 @@ def test_tract_changes_what_is_trained_and_a_run_goes_on_where_it_ended(tmp_path
     again = train("resnet50", tmp_path / "tract", "--smoke", "--resume")
     assert again.returncode == 0, again.stderr
     assert "epoch" not in again.stdout  # the only one was done
+    history = json.loads((tmp_path / "tract" / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [0]
+    other = train("resnet50", tmp_path / "tract", "--smoke", "--resume", "lam=0.2")
+    assert other.returncode != 0
+    assert "was trained with other settings" in other.stderr
+
+
+def test_a_budget_shortens_whatever_is_counted_in_epochs(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from recipe import load_recipe
+
+    whole, tenth = (load_recipe("cifar100-cnn", [], False, budget) for budget in (1.0, 0.1))
+    assert (whole.epochs, tenth.epochs) == (200, 20)
+    assert tenth.schedule["decay_milestones"] == pytest.approx([6, 12, 16])
+    assert tenth.schedule["decay_rate"] == whole.schedule["decay_rate"]
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:

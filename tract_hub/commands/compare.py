@@ -19,7 +19,7 @@ def _option(text: str, panel: str) -> Any:
 
 def compare(
     recipe: Annotated[
-        str, typer.Option(help="Named starting values: digits-vit or cifar-resnet.")
+        str, typer.Option(help="Named starting values, such as digits-vit or cifar-resnet.")
     ] = "digits-vit",
     model: Annotated[
         str | None, _option("timm name, or a folder with a Hugging Face config.json.", MODEL)
@@ -27,12 +27,21 @@ def compare(
     model_arg: Annotated[
         list[str] | None, _option("key=value for timm.create_model; repeatable.", MODEL)
     ] = None,
+    weights: Annotated[
+        str | None, _option("A safetensors file of this model, to start from.", MODEL)
+    ] = None,
     stem: Annotated[
         str | None, _option("published, or cifar: 3 × 3 stride 1, max-pool kept.", MODEL)
+    ] = None,
+    patch_norm: Annotated[
+        str | None, _option("Of a ViT: none, patch, or dual (DualPatchNorm).", MODEL)
     ] = None,
     data: Annotated[
         str | None,
         _option("digits, an image folder, parquet, a saved dataset, or a hub name.", DATA),
+    ] = None,
+    classes: Annotated[
+        str | None, _option("Keep only these: 0-4 or 0,3,7, in the data's own order.", DATA)
     ] = None,
     image_size: Annotated[
         int | None,
@@ -41,12 +50,15 @@ def compare(
     channels: Annotated[
         int | None, _option("Convert the images to 1 (grey) or 3 (RGB) channels.", DATA)
     ] = None,
+    normalise: Annotated[
+        str | None, _option("standard; unit: [0, 1]; or bytes: [0, 255].", DATA)
+    ] = None,
     augment: Annotated[str | None, _option("none, or crop-flip.", DATA)] = None,
     max_train: Annotated[int | None, _option("At most so many training images.", DATA)] = None,
     max_test: Annotated[int | None, _option("At most so many test images.", DATA)] = None,
     lam: Annotated[
         list[str] | None,
-        _option("TrAct's λ; several (0.1,0.05 or repeated) are an arm each.", TRAINING),
+        _option("TrAct's λ; several (0.1,0.05) are an arm each; none: ordinary alone.", TRAINING),
     ] = None,
     optimizer: Annotated[
         str | None, _option("adam, adamw, sgd, or a timm optimizer.", TRAINING)
@@ -54,6 +66,12 @@ def compare(
     lr: Annotated[float | None, _option("Peak learning rate.", TRAINING)] = None,
     momentum: Annotated[float | None, _option("Of sgd.", TRAINING)] = None,
     weight_decay: Annotated[float | None, _option("As the optimizer defines it.", TRAINING)] = None,
+    stem_optimizer: Annotated[
+        str | None, _option("same, or sgd for the first layers' weights alone.", TRAINING)
+    ] = None,
+    stem_lr: Annotated[
+        float | None, _option("The first layers' own peak learning rate.", TRAINING)
+    ] = None,
     schedule: Annotated[str | None, _option("cosine, linear or constant.", TRAINING)] = None,
     warmup_epochs: Annotated[float | None, _option("Linear warm-up, in epochs.", TRAINING)] = None,
     label_smoothing: Annotated[float | None, _option("Of the training loss.", TRAINING)] = None,
@@ -66,8 +84,14 @@ def compare(
     ] = None,
     device: Annotated[str | None, _option("auto, cpu, cuda, cuda:1, mps.", RUNNING)] = None,
     precision: Annotated[str | None, _option("fp32, bf16 or fp16.", RUNNING)] = None,
+    channels_last: Annotated[
+        bool | None, _option("Memory format of model and images.", RUNNING)
+    ] = None,
     threads: Annotated[int | None, _option("CPU threads of one process.", RUNNING)] = None,
     workers: Annotated[int | None, _option("Processes that read images.", RUNNING)] = None,
+    save_weights: Annotated[
+        bool | None, _option("Keep every run's weights as safetensors.", RUNNING)
+    ] = None,
     out: Annotated[
         Path | None,
         _option(
@@ -84,7 +108,8 @@ def compare(
     given = dict(locals())
     given.pop("recipe")
     given["model_args"] = _model_args(given.pop("model_arg") or []) or None
-    given["seeds"] = _seeds(seeds) if seeds else None
+    given["seeds"] = _numbers("--seeds", seeds) if seeds else None
+    given["classes"] = _numbers("--classes", [classes]) if classes else None
     given["lams"] = _lams(given.pop("lam"))
     _run(recipe, given)
 
@@ -122,18 +147,22 @@ def _items(texts: list[str]) -> list[str]:
 def _lams(texts: list[str] | None) -> tuple[float, ...] | None:
     if texts is None:
         return None
+    if texts == ["none"]:
+        return ()
+    if not _items(texts):
+        raise SettingsError("--lam needs at least one value, or none")
     try:
         return tuple(float(item) for item in _items(texts))
     except ValueError:
         raise SettingsError(f"--lam must be numbers such as 0.1, got {','.join(texts)!r}") from None
 
 
-def _seeds(texts: list[str]) -> tuple[int, ...]:
+def _numbers(option: str, texts: list[str]) -> tuple[int, ...]:
     try:
-        return tuple(seed for item in _items(texts) for seed in _range(item))
+        return tuple(number for item in _items(texts) for number in _range(item))
     except ValueError:
         raise SettingsError(
-            f"--seeds must be whole numbers such as 0,1,2 or 0-4, got {','.join(texts)!r}"
+            f"{option} must be whole numbers such as 0,1,2 or 0-4, got {','.join(texts)!r}"
         ) from None
 
 

@@ -14,10 +14,16 @@ STEMS = ("published", "cifar")
 AUGMENTATIONS = ("none", "crop-flip")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
+NORMALISATIONS = ("standard", "unit", "bytes")
+PATCH_NORMS = ("none", "patch", "dual")
+STEM_OPTIMIZERS = ("same", "sgd")
 
 # These choose which runs a comparison has and where they happen to be kept or read; a run's
 # numbers do not depend on them, so runs made under other values of them can be shared.
-NOT_PART_OF_A_RUN = ("recipe", "seeds", "lams", "out", "data", "device", "workers", "model")
+NOT_PART_OF_A_RUN = (
+    "recipe", "seeds", "lams", "out", "data", "device", "workers", "model", "save_weights",
+    "weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,17 @@ class CompareSettings:
         recipe: the named recipe that the other values started from.
         model: a timm name, or a folder with a Hugging Face ``config.json``.
         model_args: keyword arguments for ``timm.create_model``.
+        weights: a safetensors file that every run starts from, of the same model; what has another
+            shape in it, as a head for other classes, starts fresh.
         stem: ``"published"`` as the model has it; ``"cifar"``: 3 × 3, stride 1, max-pool kept.
+        patch_norm: ``"patch"`` standardises every patch before the patch embedding; ``"dual"`` is
+            DualPatchNorm, a LayerNorm before and one after it. For a ViT of timm.
         data: ``"digits"``, a path (image folder, parquet, saved dataset), or a hub name.
+        classes: keep only these, counted from 0 in the data's own order; None keeps all.
         image_size: side of the square images in pixels; None fits model and data.
         channels: 1 or 3 converts the images; None takes them as they are.
+        normalise: ``"standard"``: mean 0 and deviation 1 by channel; ``"unit"``: pixels in
+            [0, 1]; ``"bytes"``: in [0, 255].
         augment: what happens to training images.
         max_train: at most so many training images.
         max_test: at most so many test images.
@@ -39,17 +52,21 @@ class CompareSettings:
         lr: peak learning rate.
         momentum: for sgd and the timm optimizers that have one.
         weight_decay: as the optimizer defines it.
+        stem_optimizer: ``"sgd"`` gives the first layers' weights SGD with this momentum.
+        stem_lr: their own peak learning rate; None is ``lr``.
         schedule: the learning rate's course, step by step.
         warmup_epochs: linear warm-up before it, in epochs.
         label_smoothing: in [0, 1); of the training loss only.
         epochs: passes over the training images.
         batch_size: images in one step, all processes together.
         seeds: one run of every arm each.
-        lams: λ of TrAct, one arm each.
+        lams: λ of TrAct, one arm each; none trains the ordinary arm alone.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …
         precision: arithmetic, through Accelerate's autocast.
+        channels_last: memory format of model and images; faster for convolutions.
         threads: of the CPU, in one process; None leaves them to torch.
         workers: processes that read images; None chooses.
+        save_weights: keep the weights of every finished run, as safetensors beside its record.
         out: where runs and results are written; None makes a folder named after the settings.
 
     Raises:
@@ -67,28 +84,39 @@ class CompareSettings:
     seeds: tuple[int, ...]
     lams: tuple[float, ...] = (0.1,)
     model_args: tuple[tuple[str, Any], ...] = ()
+    weights: str | None = None
     stem: str = "published"
+    patch_norm: str = "none"
+    classes: tuple[int, ...] | None = None
     image_size: int | None = None
     channels: int | None = None
+    normalise: str = "standard"
     augment: str = "none"
     max_train: int | None = None
     max_test: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
+    stem_optimizer: str = "same"
+    stem_lr: float | None = None
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     device: str = "auto"
     precision: str = "fp32"
+    channels_last: bool = False
     threads: int | None = None
     workers: int | None = None
+    save_weights: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_lists()
         _one_of("--stem", self.stem, STEMS)
+        _one_of("--patch-norm", self.patch_norm, PATCH_NORMS)
+        _one_of("--normalise", self.normalise, NORMALISATIONS)
         _one_of("--augment", self.augment, AUGMENTATIONS)
+        _one_of("--stem-optimizer", self.stem_optimizer, STEM_OPTIMIZERS)
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--precision", self.precision, PRECISIONS)
         if self.channels not in (None, 1, 3):
@@ -96,6 +124,8 @@ class CompareSettings:
 
     def _check_numbers(self) -> None:
         _above_zero("--lr", self.lr)
+        if self.stem_lr is not None:
+            _above_zero("--stem-lr", self.stem_lr)
         for name in ("epochs", "batch_size", "image_size", "max_train", "max_test", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -112,11 +142,13 @@ class CompareSettings:
             )
 
     def _check_lists(self) -> None:
+        if not self.seeds:
+            raise SettingsError("--seeds needs at least one value")
         for name, values in (("--seeds", self.seeds), ("--lam", self.lams)):
-            if not values:
-                raise SettingsError(f"{name} needs at least one value")
             if len(set(values)) != len(values):
                 raise SettingsError(f"{name} has a value twice: {_listed(values)}; give each once")
+        if self.classes is not None and (len(set(self.classes)) < 2 or min(self.classes) < 0):
+            raise SettingsError(f"--classes needs two or more, got {_listed(self.classes)}")
         for lam in self.lams:
             _above_zero("--lam", lam)
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:

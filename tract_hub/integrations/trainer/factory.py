@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from tract_hub.errors import TractError, TractWarning
 from tract_hub.integrations.trainer.resume import track
 from tract_hub.integrations.trainer.stem_group import StemGroup, StemOptimizer
 from tract_hub.stem import Stem
-from tract_hub.surgery import enable
+from tract_hub.surgery import enable, stem_parameters
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -93,7 +94,8 @@ class _Order:
         self._unused.detach()
         describe_in_cards()
         enable(model, **self.where)
-        optimizer = self.group.separate(_default_optimizer(self.args, model), model)
+        stems = chain.from_iterable(stem_parameters(model).values())
+        optimizer = self.group.separate(_default_optimizer(self.args, model), stems)
         if self.args.deepspeed_plugin is None:
             track(optimizer, model)
         return optimizer

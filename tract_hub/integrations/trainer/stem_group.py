@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tract_hub.errors import TractError
 from tract_hub.integrations.trainer.two_optimizers import TwoOptimizers
-from tract_hub.surgery import stem_parameters
 
 StemOptimizer = Literal["sgd"] | tuple[type[Optimizer], dict[str, Any]]
 
@@ -39,12 +39,12 @@ class StemGroup:
                 f"{self.optimizer!r}"
             )
 
-    def separate(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-        """Move the first layers' weights of a model to groups of their own, where asked for.
+    def separate(self, optimizer: Optimizer, weights: Iterable[Tensor]) -> Optimizer:
+        """Move the first layers' weights to groups of their own, where asked for.
 
         Args:
             optimizer: has not stepped yet; changed in place.
-            model: TrAct is on it.
+            weights: of the first layers.
 
         Returns:
             The optimizer, or one that it is a part of.
@@ -55,8 +55,7 @@ class StemGroup:
         """
         if self == StemGroup():
             return optimizer
-        stems = {id(p) for parameters in stem_parameters(model).values() for p in parameters}
-        groups = [self._own(group) for group in _take(optimizer, stems)]
+        groups = [self._own(group) for group in _take(optimizer, {id(w) for w in weights})]
         if not groups:
             raise TractError(
                 f"{type(optimizer).__name__} has no group with the first layer's weight, which is "

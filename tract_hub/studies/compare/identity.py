@@ -63,13 +63,18 @@ def command_of(settings: CompareSettings) -> str:
     for name, value in settings.model_args:
         words += ["--model-arg", f"{name}={value}"]
     for name in (
-        "stem", "image_size", "channels", "augment", "max_train", "max_test", "optimizer", "lr",
-        "momentum", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "epochs",
+        "stem", "patch_norm", "classes", "image_size", "channels", "normalise", "augment",
+        "max_train", "max_test", "optimizer", "lr", "momentum", "weight_decay", "stem_optimizer",
+        "stem_lr", "schedule", "warmup_epochs", "label_smoothing", "epochs",
         "batch_size", "device", "precision", "threads",
     ):  # fmt: skip
         value = getattr(settings, name)
+        if name == "classes" and value:
+            value = ",".join(map(str, value))
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--weights", shown_name(settings.weights)] if settings.weights else []
+    words += ["--channels-last"] if settings.channels_last else []
     words += ["--seeds", ",".join(map(str, settings.seeds))]
-    words += ["--lam", ",".join(map(str, settings.lams))]
+    words += ["--lam", ",".join(map(str, settings.lams)) or "none"]
     return shlex.join(words)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from tract_hub.errors import SettingsError
+from tract_hub.integrations.trainer.stem_group import StemGroup, StemOptimizer
 from tract_hub.names import did_you_mean
 from tract_hub.studies.settings import CompareSettings
 
@@ -23,19 +25,35 @@ def check_optimizer(name: str) -> None:
         raise SettingsError(f"no optimizer {name!r}; {did_you_mean(name.lower(), known)}")
 
 
-def make_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.Optimizer:
-    """Return the optimizer of all parameters.
-
-    ``adam``, ``adamw`` and ``sgd`` (plain momentum) are those of ``torch.optim`` with weight decay
-    on every parameter; other names are timm's, which leaves biases and norms undecayed.
+def make_optimizer(
+    model: nn.Module, settings: CompareSettings, stems: Sequence[str] = ()
+) -> torch.optim.Optimizer:
+    """Return one optimizer for all parameters, even where the first layers have their own.
 
     Args:
         model: its parameters.
         settings: name, learning rate, momentum and weight decay.
+        stems: names of the first layers' weights in ``model.named_parameters()``.
 
     Raises:
         SettingsError: no such optimizer, or it cannot be made.
 
+    """
+    own = StemGroup(settings.stem_lr, None, _stem_optimizer(settings))
+    return own.separate(_of_all(model, settings), [model.get_parameter(name) for name in stems])
+
+
+def _stem_optimizer(settings: CompareSettings) -> StemOptimizer | None:
+    if settings.stem_optimizer == "same":
+        return None
+    return torch.optim.SGD, {"momentum": settings.momentum}
+
+
+def _of_all(model: nn.Module, settings: CompareSettings) -> torch.optim.Optimizer:
+    """Return one optimizer with the same settings for all parameters.
+
+    ``adam``, ``adamw`` and ``sgd`` (plain momentum) are those of ``torch.optim`` with weight decay
+    on every parameter; other names are timm's, which leaves biases and norms undecayed.
     """
     name = settings.optimizer.lower()
     check_optimizer(name)

@@ -71,6 +71,15 @@ class Store:
             return None
         return record if (record.arm, record.seed) == (arm, seed) else None
 
+    def has(self, arm: Arm, seed: int, weights: bool) -> bool:
+        """Tell whether a run is finished, and its weights are there where these are asked for."""
+        kept = not weights or self.weights_of(arm, seed).is_file()
+        return kept and self.load(arm, seed) is not None
+
+    def weights_of(self, arm: Arm, seed: int) -> Path:
+        """Return where the weights of a run are kept, if they are."""
+        return self._path(arm, seed).with_suffix(".safetensors")
+
     def save(self, record: RunRecord) -> None:
         """Keep a finished run."""
         write_atomically(self._path(record.arm, record.seed), to_json(record.to_json()))

@@ -32,7 +32,7 @@ from tract_hub.studies.compare.timing import time_steps
 from tract_hub.studies.compare.training import Study, fresh_model, state_digest, train_run
 from tract_hub.studies.images.prepared import Prepared, prepare, train_loader
 from tract_hub.studies.images.sources import load_source
-from tract_hub.studies.models.plan import ModelPlan, plan_model
+from tract_hub.studies.models.plan import plan_model
 from tract_hub.studies.settings import CompareSettings
 
 RUNS_FOLDER = Path("tract-hub-runs")
@@ -69,7 +69,7 @@ def compare(settings: CompareSettings, console: Console, progress_console: Conso
 
 
 def arms_of(settings: CompareSettings) -> list[Arm]:
-    """Return the ordinary arm, and one for every λ."""
+    """Return the ordinary arm, and one for every λ there is."""
     return [ORDINARY, *(Arm(lam) for lam in settings.lams)]
 
 
@@ -87,20 +87,22 @@ def make_study(settings: CompareSettings) -> tuple[Study, Any]:
 
     """
     check_optimizer(settings.optimizer)
-    source = load_source(settings.data, settings.channels, settings.max_train, settings.max_test)
+    source = load_source(
+        settings.data,
+        settings.channels,
+        settings.max_train,
+        settings.max_test,
+        settings.classes,
+    )
     plan = plan_model(settings, source)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     accelerator = make_accelerator(settings.device, settings.precision, settings.batch_size)
-    data = prepare(source, plan.size)
+    data = prepare(source, plan.size).to(accelerator.device)
     train_loader(data, settings.augment, settings.batch_size, 0, settings.workers)
-    stem = _first_stem(plan)
-    return Study(settings, data, plan, stem.weight_name, accelerator), stem
-
-
-def _first_stem(plan: ModelPlan) -> Any:
-    """Return the stem whose filters are shown; TrAct treats every first layer there is."""
-    return tract_hub.locate(plan.build(), example_inputs=plan.example())[0]
+    stems = tract_hub.locate(plan.build(), example_inputs=plan.example())
+    names = tuple(stem.weight_name for stem in stems)
+    return Study(settings, data, plan, names, accelerator), stems[0]
 
 
 def _store(study: Study) -> Store:
@@ -145,14 +147,16 @@ def _missing(study: Study, store: Store, wanted: list[tuple[Arm, int]]) -> list[
     """Return what is left to train; the main process looks, for the others may not see its disk."""
     from accelerate.utils import broadcast_object_list
 
-    missing = [[key for key in wanted if store.load(*key) is None]]
+    weights = study.settings.save_weights
+    missing = [[key for key in wanted if not store.has(*key, weights=weights)]]
     broadcast_object_list(missing)
     return missing[0]
 
 
 def _one_run(study: Study, store: Store, arm: Arm, seed: int, progress: Progress) -> RunRecord:
     progress.run_began(f"{arm}, seed {seed}")
-    run = train_run(study, arm, seed, progress)
+    keep = store.weights_of(arm, seed) if study.settings.save_weights else None
+    run = train_run(study, arm, seed, progress, keep)
     if study.accelerator.is_main_process:
         store.save(run)
     study.accelerator.free_memory()
@@ -226,12 +230,12 @@ def _facts(study: Study, stem: Any) -> list[tuple[str, str]]:
         ("fitted", "; ".join(study.plan.remarks) or "nothing"),
         ("stem found", str(stem)),
         ("data", f"{data.source.name}: {_counts(data)}"),
-        ("normalised by", _normalisation(data)),
+        ("normalised by", _normalisation(study)),
         ("optimizer", _optimizer(settings)),
         ("training", f"{settings.epochs} epochs, batches of {settings.batch_size}"),
         ("augmentation", settings.augment),
         ("seeds", ", ".join(map(str, settings.seeds))),
-        ("λ", ", ".join(f"{lam:g}" for lam in settings.lams)),
+        ("λ", ", ".join(f"{lam:g}" for lam in settings.lams) or "none"),
         ("device", f"{ran_on['device']}, {ran_on['processes']} process(es), {settings.precision}"),
     ]
 
@@ -244,7 +248,10 @@ def _counts(data: Prepared) -> str:
     )
 
 
-def _normalisation(data: Prepared) -> str:
+def _normalisation(study: Study) -> str:
+    name, data = study.settings.normalise, study.data
+    if name != "standard":
+        return {"unit": "nothing: pixels in [0, 1]", "bytes": "nothing: pixels in [0, 255]"}[name]
     mean = ", ".join(f"{value:.3f}" for value in data.mean)
     std = ", ".join(f"{value:.3f}" for value in data.std)
     return f"mean {mean} and deviation {std} of the training images"
@@ -252,8 +259,16 @@ def _normalisation(data: Prepared) -> str:
 
 def _optimizer(settings: CompareSettings) -> str:
     momentum = f", momentum {settings.momentum:g}" if settings.optimizer == "sgd" else ""
+    own = _stem_optimizer(settings)
     warm = f", warm-up {settings.warmup_epochs:g} epochs" if settings.warmup_epochs else ""
     return (
         f"{settings.optimizer}, lr {settings.lr:g} {settings.schedule}{warm}{momentum}, "
-        f"weight decay {settings.weight_decay:g}, label smoothing {settings.label_smoothing:g}"
+        f"weight decay {settings.weight_decay:g}, label smoothing {settings.label_smoothing:g}{own}"
     )
+
+
+def _stem_optimizer(settings: CompareSettings) -> str:
+    if settings.stem_optimizer == "same" and settings.stem_lr is None:
+        return ""
+    rule = "SGD" if settings.stem_optimizer == "sgd" else settings.optimizer
+    return f"; first layer: {rule}, lr {settings.stem_lr or settings.lr:g}"

@@ -67,7 +67,7 @@ class _Stepper:
     def __init__(self, study: Study, arm: Arm) -> None:
         self.accelerator = study.accelerator
         model = fresh_model(study, arm, study.settings.seeds[0])
-        optimizer = make_optimizer(model, study.settings)
+        optimizer = make_optimizer(model, study.settings, study.stems)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.model.train()
         self.images, self.labels = _batch(study)
@@ -92,7 +92,6 @@ class _Stepper:
 def _batch(study: Study) -> tuple[Tensor, Tensor]:
     """Return this process's share of a batch, on its device."""
     count = max(1, study.settings.batch_size // study.accelerator.num_processes)
-    images = torch.stack([study.data.train.read(i) for i in range(count)])
-    labels = study.data.train.labels[:count]
+    images, labels = study.data.train.batch(list(range(count)))
     device = study.accelerator.device
-    return study.data.normaliser()(images.to(device)), labels.to(device)
+    return study.normalised(images.to(device)), labels.to(device)

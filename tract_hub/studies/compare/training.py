@@ -6,8 +6,10 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ import tract_hub
 from tract_hub.studies.compare.optim import make_optimizer, make_schedule
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.files import write_atomically
 from tract_hub.studies.images.prepared import Prepared, test_loader, train_loader
 from tract_hub.studies.models.plan import ModelPlan, logits_of
 from tract_hub.studies.settings import CompareSettings
@@ -32,7 +35,8 @@ class Study:
         settings: all choices.
         data: fitted to the model.
         plan: makes the model.
-        stem: the first layer's name in ``model.named_parameters()``, whose filters are kept.
+        stems: names of the first layers' weights in ``model.named_parameters()``; the filters of
+            the first of them are kept.
         accelerator: an ``accelerate.Accelerator``.
 
     """
@@ -40,13 +44,24 @@ class Study:
     settings: CompareSettings
     data: Prepared
     plan: ModelPlan
-    stem: str
+    stems: tuple[str, ...]
     accelerator: Any
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         return len(self.data.train) // self.settings.batch_size
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the model and its images."""
+        last = self.settings.channels_last
+        return torch.channels_last if last else torch.contiguous_format
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return a uint8 batch as what the model is called with, on the same device."""
+        values: Tensor = self.data.normaliser(self.settings.normalise)(images)
+        return values.contiguous(memory_format=self.memory_format)
 
 
 def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
@@ -61,7 +76,7 @@ def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    model = study.plan.build()
+    model = study.plan.build().to(memory_format=study.memory_format)
     if arm.lam is not None:
         tract_hub.enable(model, lam=arm.lam, example_inputs=study.plan.example())
     # Whatever enabling may have drawn, dropout begins alike in every arm.
@@ -69,7 +84,9 @@ def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
     return model
 
 
-def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecord:
+def train_run(
+    study: Study, arm: Arm, seed: int, progress: Progress, keep: Path | None = None
+) -> RunRecord:
     """Train one arm from one seed and return its numbers.
 
     Args:
@@ -77,6 +94,7 @@ def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecor
         arm: ordinary, or TrAct.
         seed: of weights, batches, augmentation and dropout.
         progress: is told of every step.
+        keep: where to write the weights in the end, as safetensors.
 
     """
     run = _Run(study, arm, seed)
@@ -87,6 +105,8 @@ def train_run(study: Study, arm: Arm, seed: int, progress: Progress) -> RunRecor
         progress.epoch_ended(record)
         if not record.finite():
             break
+    if keep is not None:
+        run.save(keep)
     diverged_at = None if epochs[-1].finite() else epochs[-1].epoch
     return RunRecord(
         arm=arm,
@@ -105,14 +125,13 @@ class _Run:
     def __init__(self, study: Study, arm: Arm, seed: int) -> None:
         settings, accelerator = study.settings, study.accelerator
         self.study = study
-        self.normalise = study.data.normaliser()
         model = fresh_model(study, arm, seed)
         self.start = state_digest(model)
         loader = train_loader(
             study.data, settings.augment, settings.batch_size, seed, settings.workers
         )
         tests = test_loader(study.data, settings.batch_size, settings.workers)
-        optimizer = make_optimizer(model, settings)
+        optimizer = make_optimizer(model, settings, study.stems)
         schedule = make_schedule(optimizer, settings, len(loader))
         prepared = accelerator.prepare(model, optimizer, schedule, loader, tests)
         self.model, self.optimizer, self.schedule, self.loader, self.tests = prepared
@@ -131,7 +150,7 @@ class _Run:
         total = torch.zeros((), device=accelerator.device)
         for images, labels in self.loader:
             self.seen = extend_digest(self.seen, images, labels)
-            total += self._step(self.normalise(images), labels)
+            total += self._step(self.study.normalised(images), labels)
             progress.step_ended()
         mean: float = accelerator.reduce(total / len(self.loader), reduction="mean").item()
         return mean
@@ -152,7 +171,7 @@ class _Run:
         self.model.eval()
         losses, hits = [], []
         for images, labels in self.tests:
-            logits = logits_of(self.model(self.normalise(images))).float()
+            logits = logits_of(self.model(self.study.normalised(images))).float()
             loss = F.cross_entropy(logits, labels, reduction="none")
             hit = logits.argmax(1) == labels
             loss, hit = self.study.accelerator.gather_for_metrics((loss, hit))
@@ -167,13 +186,20 @@ class _Run:
         seen = self.study.accelerator.gather(self.seen.reshape(1))
         return hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()[:16]
 
+    def save(self, path: Path) -> None:
+        """Write the weights and buffers as those of the ordinary model."""
+        model = self.study.accelerator.unwrap_model(self.model)
+        if self.study.accelerator.is_main_process:
+            weights = {name: value.cpu() for name, value in model.state_dict().items()}
+            write_atomically(path, safetensors.torch.save(weights))
+
     def filters(self) -> Filters:
         model = self.study.accelerator.unwrap_model(self.model)
-        weight = model.get_parameter(self.study.stem).detach().float().cpu()
+        weight = model.get_parameter(self.study.stems[0]).detach().float().cpu()
         count = min(FILTERS_KEPT, len(weight))
         rows = tuple(i * len(weight) // count for i in range(count))
         values = [_rounded(weight[row].tolist()) for row in rows]
-        return Filters(self.study.stem, rows, values)
+        return Filters(self.study.stems[0], rows, values)
 
 
 def _rounded(values: Any) -> Any:

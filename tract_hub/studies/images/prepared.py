@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from tract_hub.errors import SettingsError
+from tract_hub.studies.images.augment import CropFlip
 from tract_hub.studies.images.splits import Source, Split
 
 # Above this many bytes of uint8 pixels, images are read again for every batch.
@@ -25,23 +25,15 @@ Batch = tuple[Tensor, Tensor]
 class Images(Dataset[Batch]):
     """Images of one size; fetches whole batches.
 
-    Random augmentation is drawn from (seed, epoch, image) alone, so it is the same in every arm,
-    and for any number of reading processes.
-
     Args:
         split: images and labels.
-        augment: applied to each image, or None.
-        seed: of the augmentation.
+        augment: cuts a batch of them, or None.
 
     """
 
-    def __init__(
-        self, split: Split, augment: Callable[[Tensor], Tensor] | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, split: Split, augment: CropFlip | None = None) -> None:
         self.split = split
         self.augment = augment
-        self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.split)
@@ -52,23 +44,13 @@ class Images(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Return uint8 images, batch × channels × height × width, and their labels."""
-        images = torch.stack([self._image(i) for i in indices])
-        return images, self.split.labels[indices]
-
-    def _image(self, index: int) -> Tensor:
-        image = self.split.read(index)
-        if self.augment is None:
-            return image
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self._draw(index))
-            return self.augment(image)
-
-    def _draw(self, index: int) -> int:
-        return ((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index) % 2**63
+        images, labels = self.split.batch(indices)
+        return (images if self.augment is None else self.augment(images, indices)), labels
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other augmentations from now on; Accelerate's loaders call this every epoch."""
-        self.epoch = epoch
+        if self.augment is not None:
+            self.augment.set_epoch(epoch)
 
 
 @dataclass(frozen=True)
@@ -94,8 +76,16 @@ class Prepared:
     std: tuple[float, ...]
     in_memory: bool
 
-    def normaliser(self) -> v2.Transform:
-        """Return what turns a uint8 batch into float32 of mean 0 and deviation 1."""
+    def normaliser(self, name: str = "standard") -> v2.Transform:
+        """Return what turns a uint8 batch into float32.
+
+        Args:
+            name: ``"standard"``: mean 0 and deviation 1; ``"unit"``: [0, 1]; ``"bytes"``:
+                [0, 255].
+
+        """
+        if name != "standard":
+            return v2.ToDtype(torch.float32, scale=name == "unit")
         return v2.Compose(
             [
                 v2.ToDtype(torch.float32, scale=True),
@@ -103,9 +93,16 @@ class Prepared:
             ]
         )
 
+    def to(self, device: torch.device) -> Prepared:
+        """Return the same images on a device, where they are in memory at all."""
+        if not self.in_memory:
+            return self
+        train, test = _moved(self.train, device), _moved(self.test, device)
+        return replace(self, train=train, test=test)
+
     def summary(self) -> dict[str, Any]:
         """Return what identifies these data in results, JSON-ready and without any path."""
-        labels = torch.cat([self.train.labels, self.test.labels]).numpy().tobytes()
+        labels = torch.cat([self.train.labels, self.test.labels]).cpu().numpy().tobytes()
         return {
             "name": self.source.name,
             "train_images": len(self.train),
@@ -154,7 +151,14 @@ def _resized(split: Split, size: int) -> Split:
 
 def _decoded(split: Split) -> Split:
     images = torch.stack([split.read(i) for i in range(len(split))])
-    return Split(split.name, images.__getitem__, split.labels)
+    return Split(split.name, images.__getitem__, split.labels, images)
+
+
+def _moved(split: Split, device: torch.device) -> Split:
+    if split.pixels is None:
+        return split
+    pixels = split.pixels.to(device)
+    return Split(split.name, pixels.__getitem__, split.labels.to(device), pixels)
 
 
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -173,22 +177,6 @@ def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def augmentation(name: str, size: int) -> Callable[[Tensor], Tensor] | None:
-    """Return a named augmentation of one image.
-
-    Args:
-        name: ``"none"``, or ``"crop-flip"``: a random crop after padding by an eighth of the
-            side, and a horizontal flip of every second image.
-        size: side in pixels.
-
-    """
-    if name == "none":
-        return None
-    crop = v2.RandomCrop(size, padding=max(1, size // 8))
-    augment: Callable[[Tensor], Tensor] = v2.Compose([crop, v2.RandomHorizontalFlip()])
-    return augment
-
-
 def train_loader(
     data: Prepared, augment: str, batch_size: int, seed: int, workers: int | None
 ) -> DataLoader[Batch]:
@@ -196,7 +184,7 @@ def train_loader(
 
     Args:
         data: the images.
-        augment: a name for :func:`augmentation`.
+        augment: ``"none"``, or ``"crop-flip"``: see :class:`CropFlip`.
         batch_size: images a batch; a last smaller batch is left out.
         seed: of order and augmentation.
         workers: reading processes; None chooses.
@@ -210,8 +198,9 @@ def train_loader(
             f"--batch-size {batch_size} is more than the {len(data.train)} training images; "
             "lower it"
         )
+    cut = CropFlip(len(data.train), data.size, seed) if augment == "crop-flip" else None
     return DataLoader(
-        Images(data.train, augmentation(augment, data.size), seed),
+        Images(data.train, cut),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,

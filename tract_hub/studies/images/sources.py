@@ -8,7 +8,7 @@ import torch
 
 from tract_hub.errors import DataError
 from tract_hub.studies.images.rows import load_rows
-from tract_hub.studies.images.splits import Source, Split, at_most, stratified
+from tract_hub.studies.images.splits import Source, Split, at_most, of_classes, stratified
 
 DIGITS_TEST_IMAGES = 450
 
@@ -18,6 +18,7 @@ def load_source(
     channels: int | None = None,
     max_train: int | None = None,
     max_test: int | None = None,
+    classes: tuple[int, ...] | None = None,
 ) -> Source:
     """Open a data set.
 
@@ -26,12 +27,14 @@ def load_source(
         channels: 1 or 3 converts every image; None keeps what is there.
         max_train: keep so many training images, drawn once with a fixed seed.
         max_test: the same for the test images.
+        classes: keep only these, counted from 0; None keeps all.
 
     Raises:
-        DataError: nothing there, unreadable, one class, or an empty split.
+        DataError: nothing there, unreadable, one class, no such class, or an empty split.
 
     """
     source = _digits(channels or 1) if name == "digits" else load_rows(name, channels)
+    source = source if classes is None else _only(source, sorted(classes))
     train = at_most(source.train, max_train)
     source = replace(source, train=train, test=at_most(source.test, max_test))
     _check(source)
@@ -48,6 +51,17 @@ def _digits(channels: int) -> Source:
     labels = torch.from_numpy(bunch.target).long()
     train, test = stratified(Split("train", images.__getitem__, labels), DIGITS_TEST_IMAGES)
     return Source("digits", train, test, tuple("0123456789"), channels)
+
+
+def _only(source: Source, classes: list[int]) -> Source:
+    if classes[-1] >= len(source.classes):
+        raise DataError(f"{source.name} has {len(source.classes)} classes, none {classes[-1]}")
+    return replace(
+        source,
+        train=of_classes(source.train, classes),
+        test=of_classes(source.test, classes),
+        classes=tuple(source.classes[i] for i in classes),
+    )
 
 
 def _check(source: Source) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,15 +22,24 @@ class Split:
         name: ``"train"`` or ``"test"``, for messages.
         read: gives image i as uint8, channels × height × width.
         labels: class indices, int64, one an image.
+        pixels: all images in one tensor, where they were decoded once.
 
     """
 
     name: str
     read: Callable[[int], Tensor]
     labels: Tensor
+    pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return images as uint8, batch × channels × height × width, and their labels."""
+        labels = self.labels[indices]
+        if self.pixels is not None:
+            return self.pixels[indices], labels
+        return torch.stack([self.read(i) for i in indices]), labels
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,15 @@ def at_most(split: Split, count: int | None) -> Split:
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     chosen = torch.randperm(len(split), generator=generator)[:count].sort().values
     return _subset(split, chosen, split.name)
+
+
+def of_classes(split: Split, classes: list[int]) -> Split:
+    """Return the images of these classes, which are numbered anew in the order given."""
+    wanted = torch.tensor(classes)
+    part = _subset(split, torch.isin(split.labels, wanted).nonzero().flatten(), split.name)
+    numbers = torch.zeros(1 + int(wanted.max()), dtype=torch.int64)
+    numbers[wanted] = torch.arange(len(classes))
+    return replace(part, labels=numbers[part.labels])
 
 
 def _subset(split: Split, chosen: Tensor, name: str) -> Split:

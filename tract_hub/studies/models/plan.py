@@ -14,7 +14,9 @@ from tract_hub.errors import ModelError
 from tract_hub.names import did_you_mean
 from tract_hub.studies.images.splits import Source
 from tract_hub.studies.models.huggingface import huggingface_builder
+from tract_hub.studies.models.patch_norm import add_patch_norm
 from tract_hub.studies.models.stems import adapt_stem
+from tract_hub.studies.models.weights import load_weights
 from tract_hub.studies.names import shown_name
 from tract_hub.studies.settings import CompareSettings
 
@@ -87,9 +89,8 @@ def _plan_at(
     model = _attempt(lambda: builder(size), f"{name} cannot be built")
     size = size or _own_size(model, name)
     _probe(model, size, name, source)
-    remarks = []
-    if settings.stem != "published":
-        remarks.append(adapt_stem(model, name))
+    remarks = _adapt(model, settings, name)
+    if remarks:
         _probe(model, size, name, source)
     if size != source.native_size():
         remarks.append(f"images resized to {size} × {size}")
@@ -97,11 +98,22 @@ def _plan_at(
 
     def build() -> nn.Module:
         fresh = builder(size)
-        if settings.stem != "published":
-            adapt_stem(fresh, name)
+        _adapt(fresh, settings, name)
         return fresh
 
     return ModelPlan(name, size, source.channels, build, tuple(remarks))
+
+
+def _adapt(model: nn.Module, settings: CompareSettings, name: str) -> list[str]:
+    """Make the asked changes to a fresh model; return them in words."""
+    remarks = []
+    if settings.stem != "published":
+        remarks.append(adapt_stem(model, name))
+    if settings.patch_norm != "none":
+        remarks.append(add_patch_norm(model, settings.patch_norm, name))
+    if settings.weights is not None:
+        remarks.append(load_weights(model, Path(settings.weights), name))
+    return remarks
 
 
 def _attempt(action: Callable[[], Any], failed: str) -> Any:
