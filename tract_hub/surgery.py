@@ -71,12 +71,12 @@ def enable(
 
     Raises:
         ValueError: λ is not a finite positive number, or the scope is unknown.
+        TypeError: the model is no module, or ``stems`` no list of names.
         TractError: there is no first layer that can be treated exactly; nothing was changed.
 
     """
     config = TractConfig(lam, scope)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"enable takes a torch.nn.Module, got {type(model).__name__}")
+    _check_module("enable", model)
     present = status(model)
     if present:
         _adjust(model, config, present, stems)
@@ -90,7 +90,13 @@ def enable(
 
 
 def disable(model: Model) -> Model:
-    """Take TrAct off a model: its hooks are as before ``enable``. Returns the same object."""
+    """Take TrAct off a model: its hooks are as before ``enable``. Returns the same object.
+
+    Raises:
+        TypeError: the model is no module.
+
+    """
+    _check_module("disable", model)
     for module in model.modules():
         for table in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in table.items() if _owner(hook) is not None]:
@@ -101,7 +107,13 @@ def disable(model: Model) -> Model:
 
 
 def status(model: nn.Module) -> tuple[StemStatus, ...]:
-    """Say on which first layers of a model TrAct is, sorted by name; empty where it is off."""
+    """Say on which first layers of a model TrAct is, sorted by name; empty where it is off.
+
+    Raises:
+        TypeError: the model is no module.
+
+    """
+    _check_module("status", model)
     found: dict[int, StemStatus] = {}
     for name, module, gate in _owned(model, WeightGate):
         weight = f"{name}.{gate.parameters[0]}".lstrip(".")
@@ -122,6 +134,11 @@ def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, .
         parameters = tuple(module.get_parameter(name) for name in gate.parameters)
         found.setdefault(gate.forward_uses, parameters)
     return found
+
+
+def _check_module(caller: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller} takes a torch.nn.Module, got {type(model).__name__}")
 
 
 def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> None:
@@ -170,17 +187,19 @@ def _adjust(
     changes = []
     if before.lam != config.lam:
         changes.append(f"λ changed from {before.lam:g} to {config.lam:g}")
-        for _, _, gate in _owned(model, WeightGate):
-            gate.lam = config.lam
     if before.scope != config.scope:
         changes.append(f"scope changed from {before.scope!r} to {config.scope!r}")
-        _set_scope(model, config.scope)
-    _forget_compiled()
+    # First of all: a warning may be an error.
     warnings.warn(
         f"TrAct was already on {', '.join(names)}: {', '.join(changes)}",
         TractWarning,
         stacklevel=3,
     )
+    for _, _, gate in _owned(model, WeightGate):
+        gate.lam = config.lam
+    if before.scope != config.scope:
+        _set_scope(model, config.scope)
+    _forget_compiled()
 
 
 def _owned(model: nn.Module, kind: type[Owner]) -> Iterator[tuple[str, nn.Module, Owner]]:
