@@ -21,14 +21,14 @@ from tract_hub.studies.bench.report import markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
 from tract_hub.studies.compare.devices import check_there
 from tract_hub.studies.compare.identity import device_name, versions
-from tract_hub.studies.files import write_atomically
+from tract_hub.studies.files import make_folder, write_atomically
 
 
 def bench(
     cases: Annotated[str, typer.Option(help="Names of cases, separated by commas; else all.")] = "",
     device: Annotated[str, typer.Option(help="cpu, or a GPU such as cuda.")] = "cpu",
     budget: Annotated[float, typer.Option(min=0, help="Seconds for one case, about.")] = 60.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the CPU.")] = 1,
     bf16: Annotated[bool, typer.Option(help="Train under autocast to bfloat16.")] = False,
     compiled: Annotated[bool, typer.Option(help="Compile the models.")] = False,
     channels_last: Annotated[bool, typer.Option(help="Lay images out channels last.")] = False,
@@ -46,6 +46,7 @@ def bench(
     setup = Setup(torch.device(device), bf16, compiled, channels_last)
     if memory and setup.device.type == "cpu" and not Path("/proc/self/status").exists():
         raise SettingsError("peak memory is measured on Linux only: add --no-memory")
+    make_folder(out)  # before minutes of measuring
     timed = _timed(chosen(setup.device.type, cases), setup, budget)
     peaks = peak_memory() if memory and setup.device.type == "cpu" else None
     steps, peak_table = steps_table(timed), None if peaks is None else memory_table(peaks)
@@ -55,7 +56,6 @@ def bench(
     facts = {"device": device_name(setup.device), "threads": threads, "versions": versions()}
     settings = {"bf16": bf16, "compiled": compiled, "channels_last": channels_last}
     result = facts | settings | {"cases": timed, "peak_mib": peaks}
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "bench.json", json.dumps(result, indent=1, default=_plain) + "\n")
     write_atomically(out / "bench.md", markdown(_head(facts, settings), steps, peak_table))
 
