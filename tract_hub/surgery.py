@@ -92,16 +92,17 @@ def enable(
 def disable(model: Model) -> Model:
     """Take TrAct off a model: its hooks are as before ``enable``. Returns the same object.
 
+    A forward that another thread runs meanwhile ends as it began.
+
     Raises:
         TypeError: the model is no module.
 
     """
     _check_module("disable", model)
-    for module in model.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in table.items() if _owner(hook) is not None]:
-                del table[key]
-                module._forward_hooks_always_called.pop(key, None)
+    for _, module, scope in list(_owned(model, ForwardScope)):
+        scope.detach(module)  # first: a forward that ends now would miss its gates
+    for _, module, gate in list(_owned(model, WeightGate)):
+        gate.detach(module)
     _forget_compiled()
     return model
 
@@ -204,7 +205,7 @@ def _adjust(
 
 def _owned(model: nn.Module, kind: type[Owner]) -> Iterator[tuple[str, nn.Module, Owner]]:
     for name, module in model.named_modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in list(module._forward_pre_hooks.values()):
             owner = _owner(hook)
             if isinstance(owner, kind):
                 yield name, module, owner
