@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Scope = Literal["rank", "global"]
 
@@ -28,8 +28,17 @@ class TractConfig:
     scope: Scope = "rank"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.lam, (int, float)) and not isinstance(self.lam, bool)
-        if not number or not math.isfinite(self.lam) or self.lam <= 0:
+        if not is_finite_number(self.lam) or self.lam <= 0:
             raise ValueError(f"lam must be a finite number greater than 0, got {self.lam!r}")
-        if self.scope not in get_args(Scope):
+        if not isinstance(self.scope, str) or self.scope not in get_args(Scope):
             raise ValueError(f"scope must be one of {get_args(Scope)}, got {self.scope!r}")
+
+
+def is_finite_number(value: Any) -> bool:
+    """Tell whether a value is an int or float that is finite as a float; a bool is neither."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False

@@ -70,12 +70,12 @@ def enable(
 
     Raises:
         ValueError: λ is not a finite positive number, or the scope is unknown.
+        TypeError: the model is no module, or ``stems`` no list of names.
         TractError: there is no first layer that can be treated exactly; nothing was changed.
 
     """
     config = TractConfig(lam, scope)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"enable takes a torch.nn.Module, got {type(model).__name__}")
+    _check_module("enable", model)
     present = status(model)
     if present:
         _adjust(model, config, present, stems)
@@ -89,18 +89,31 @@ def enable(
 
 
 def disable(model: Model) -> Model:
-    """Take TrAct off a model: its hooks are as before ``enable``. Returns the same object."""
-    for module in model.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in table.items() if _owner(hook) is not None]:
-                del table[key]
-                module._forward_hooks_always_called.pop(key, None)
+    """Take TrAct off a model: its hooks are as before ``enable``. Returns the same object.
+
+    A forward that another thread runs meanwhile ends as it began.
+
+    Raises:
+        TypeError: the model is no module.
+
+    """
+    _check_module("disable", model)
+    for _, module, scope in list(_owned(model, ForwardScope)):
+        scope.detach(module)  # first: a forward that ends now would miss its gates
+    for _, module, gate in list(_owned(model, WeightGate)):
+        gate.detach(module)
     _forget_compiled()
     return model
 
 
 def status(model: nn.Module) -> tuple[StemStatus, ...]:
-    """Say on which first layers of a model TrAct is, sorted by name; empty where it is off."""
+    """Say on which first layers of a model TrAct is, sorted by name; empty where it is off.
+
+    Raises:
+        TypeError: the model is no module.
+
+    """
+    _check_module("status", model)
     found: dict[int, StemStatus] = {}
     for name, module, gate in _owned(model, WeightGate):
         weight = f"{name}.{gate.parameters[0]}".lstrip(".")
@@ -121,6 +134,11 @@ def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, .
         parameters = tuple(module.get_parameter(name) for name in gate.parameters)
         found.setdefault(gate.forward_uses, parameters)
     return found
+
+
+def _check_module(caller: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller} takes a torch.nn.Module, got {type(model).__name__}")
 
 
 def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> None:
@@ -172,22 +190,24 @@ def _adjust(
     changes = []
     if before.lam != config.lam:
         changes.append(f"λ changed from {before.lam:g} to {config.lam:g}")
-        for _, _, gate in _owned(model, WeightGate):
-            gate.lam = config.lam
     if before.scope != config.scope:
         changes.append(f"scope changed from {before.scope!r} to {config.scope!r}")
-        _set_scope(model, config.scope)
-    _forget_compiled()
+    # First of all: a warning may be an error.
     warnings.warn(
         f"TrAct was already on {', '.join(names)}: {', '.join(changes)}",
         TractWarning,
         stacklevel=3,
     )
+    for _, _, gate in _owned(model, WeightGate):
+        gate.lam = config.lam
+    if before.scope != config.scope:
+        _set_scope(model, config.scope)
+    _forget_compiled()
 
 
 def _owned(model: nn.Module, kind: type[Owner]) -> Iterator[tuple[str, nn.Module, Owner]]:
     for name, module in model.named_modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in list(module._forward_pre_hooks.values()):
             owner = _owner(hook)
             if isinstance(owner, kind):
                 yield name, module, owner

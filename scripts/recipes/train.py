@@ -22,8 +22,9 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 import tract_hub
-from tract_hub.studies.compare.identity import environment, versions
+from tract_hub.studies.compare.identity import environment
 from tract_hub.studies.files import write_atomically
+from tract_hub.studies.machine import versions
 from tract_hub.studies.models.stems import adapt_stem
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from operator import attrgetter
 
 from torch import nn
 
@@ -20,17 +21,40 @@ def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ..
 
     Raises:
         TypeError: ``stems`` is no list of names.
-        StemNotFoundError: there is no such layer.
+        StemNotFoundError: there is no such layer, or a ``Stem`` of another model.
         UnsupportedStemError: it is no Conv1d, Conv2d, Conv3d or Linear.
 
     """
-    if isinstance(stems, (str, Stem)) or not all(isinstance(s, (str, Stem)) for s in stems):
+    several = isinstance(stems, (Sequence, Set)) and not isinstance(stems, str)
+    if not several or not all(isinstance(stem, (str, Stem)) for stem in stems):
         raise TypeError("stems must be a list of names of layers, such as ['conv1']")
     if not stems:
         raise StemNotFoundError("stems is empty: name at least one layer, or leave it out")
-    found = [stem if isinstance(stem, Stem) else _named(model, stem) for stem in stems]
+    found = [
+        _checked(model, stem) if isinstance(stem, Stem) else _named(model, stem) for stem in stems
+    ]
     unique = {stem.weight_name: stem for stem in found}
     return tuple(unique[name] for name in sorted(unique))
+
+
+def _checked(model: nn.Module, stem: Stem) -> Stem:
+    """Return a stem that was found before, in this model or in one of the same build."""
+    try:
+        for site in stem.sites:
+            module = model.get_submodule(site.module_name)
+            for parameter in site.parameters:
+                attrgetter(parameter)(module)
+    except AttributeError as error:
+        raise StemNotFoundError(
+            f"{type(model).__name__} does not have the layer of the stem {stem.weight_name!r} "
+            f"({error}): pass what locate finds in this model, or the layer's name"
+        ) from error
+    if not stem.sites:
+        raise StemNotFoundError(
+            f"the stem {stem.weight_name!r} does not say where it is applied: pass one that locate "
+            "returned, or the layer's name"
+        )
+    return stem
 
 
 def _named(model: nn.Module, entry: str) -> Stem:

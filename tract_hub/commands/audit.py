@@ -12,7 +12,9 @@ def audit(
     zoo: Annotated[str, typer.Argument(help="timm, huggingface or torchvision")],
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("docs/audit"),
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
-    time_limit: Annotated[float, typer.Option(min=0.1, help="seconds for one model")] = 120.0,
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="seconds for one model")
+    ] = 120.0,
     only: Annotated[str, typer.Option(help="a pattern of names, such as 'vit_*'")] = "*",
 ) -> None:
     """Find the first layers of every model of a zoo, and write a table and JSON.

@@ -12,7 +12,7 @@ def bench(
     cases: Annotated[str, typer.Option(help="Names of cases, separated by commas; else all.")] = "",
     device: Annotated[str, typer.Option(help="cpu, or a GPU such as cuda.")] = "cpu",
     budget: Annotated[float, typer.Option(min=0, help="Seconds for one case, about.")] = 60.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the CPU.")] = 1,
     bf16: Annotated[bool, typer.Option(help="Train under autocast to bfloat16.")] = False,
     compiled: Annotated[bool, typer.Option(help="Compile the models.")] = False,
     channels_last: Annotated[bool, typer.Option(help="Lay images out channels last.")] = False,

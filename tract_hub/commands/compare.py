@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from tract_hub.errors import SettingsError
 
+MOST_SEEDS = 10_000
 MODEL, DATA, TRAINING, RUNNING = "Model", "Data", "Training", "Running"
 
 
@@ -135,9 +137,11 @@ def _pair(pair: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise SettingsError(f"--model-arg must look like depth=4, got {pair!r}")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        literal = ast.literal_eval(value)
+        json.dumps(literal, allow_nan=False)  # results name every setting
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value
+    return name, literal
 
 
 def _items(texts: list[str]) -> list[str]:
@@ -168,4 +172,7 @@ def _numbers(option: str, texts: list[str]) -> tuple[int, ...]:
 
 def _range(item: str) -> range:
     first, dash, last = item.partition("-")
-    return range(int(first), (int(last) if dash else int(first)) + 1)
+    begin, end = int(first), (int(last) if dash else int(first)) + 1
+    if end - begin > MOST_SEEDS:
+        raise SettingsError(f"--seeds {item} are more than {MOST_SEEDS}: give fewer")
+    return range(begin, end)

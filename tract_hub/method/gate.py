@@ -46,10 +46,20 @@ def correct_forward(
     return gated
 
 
-def warn_if_trained(weight: Tensor, name: str) -> Tensor:
+def notice(weight: Tensor, report: Callable[[], None]) -> Tensor:
     """Return the weight, such that a gradient that comes back to it is reported, unchanged."""
-    reporting: Tensor = _Report.apply(weight, name)
+    reporting: Tensor = _Report.apply(weight, report)
     return reporting
+
+
+def warn_of_eval(name: str) -> None:
+    """Warn that the gradient of this weight is the ordinary one."""
+    warnings.warn(
+        f"TrAct left the gradient of {name!r} as it was: the forward ran in eval mode. "
+        "Call model.train() before a training step.",
+        TractWarning,
+        stacklevel=5,
+    )
 
 
 class _Correct(torch.autograd.Function):
@@ -90,19 +100,14 @@ class _Report(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, name: str) -> Tensor:
+    def forward(weight: Tensor, report: Callable[[], None]) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.name = inputs[1]
+        ctx.report = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        warnings.warn(
-            f"TrAct left the gradient of {ctx.name!r} as it was: the forward ran in eval mode. "
-            "Call model.train() before a training step.",
-            TractWarning,
-            stacklevel=2,
-        )
+        ctx.report()
         return gradients[0], None

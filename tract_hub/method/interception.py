@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tract_hub.errors import TractError, TractWarning
-from tract_hub.method.gate import Correction, correct_forward, gate_weight, warn_if_trained
+from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice, warn_of_eval
 from tract_hub.method.gram import Gram, gram_of
 from tract_hub.method.operations import LinearCall, read_call, with_weight
 from tract_hub.method.step import Step
@@ -51,30 +51,80 @@ class WeightGate:
         self.lam = lam
         self.forward_uses = forward_uses
         self.step = step
+        self._attached = True
+        self._running = _Forwards()
         self._thread = _Thread()
 
     def attach(self, module: nn.Module) -> None:
         """Put the hooks on a module, around every other hook that it has."""
-        module.register_forward_pre_hook(self.enter, prepend=True)
+        # In this order: a forward in another thread must not enter what it will not leave.
         module.register_forward_hook(self.leave, always_call=True)
+        module.register_forward_pre_hook(self.enter, prepend=True)
+
+    def detach(self, module: nn.Module) -> None:
+        """Take them off. A forward that runs in another thread ends as it began, and then all."""
+        self._attached = False
+        self._drop_interrupted()
+        remove_hook(module._forward_pre_hooks, self)
+        if not self._running:
+            self._remove_leave(module)
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """Start reading the torch functions that the module's forward calls."""
         if _is_tracing():
             return
-        modes = self._thread.here.modes
-        for interrupted in modes:  # Ctrl-C in a forward skips the hook that leaves it
-            interrupted.live = False
-        modes.clear()
+        self._drop_interrupted()
         mode = _GatedForward(self, module)
-        modes.append(mode)
+        if not torch.compiler.is_compiling():
+            self._running.append(mode)
+            if not self._attached:  # another thread has just detached it
+                self._end(mode, module)
+                return
+        self._thread.here.modes.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Stop reading; also called when the forward raised."""
         modes = self._thread.here.modes
         if modes:
-            modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            mode = modes.pop()
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if not torch.compiler.is_compiling():
+                self._end(mode, module)
+
+    def _end(self, mode: _GatedForward, module: nn.Module) -> None:
+        if mode in self._running:
+            self._running.remove(mode)
+        if not self._attached and not self._running:
+            self._remove_leave(module)
+
+    def _remove_leave(self, module: nn.Module) -> None:
+        for key in remove_hook(module._forward_hooks, self):
+            module._forward_hooks_always_called.pop(key, None)
+
+    def _drop_interrupted(self) -> None:
+        """Ctrl-C in a forward skips the hook that leaves it."""
+        modes = self._thread.here.modes
+        for interrupted in modes:
+            interrupted.live = False
+            if not torch.compiler.is_compiling() and interrupted in self._running:
+                self._running.remove(interrupted)
+        modes.clear()
+
+
+def remove_hook(table: dict[int, Any], owner: object) -> list[int]:
+    """Remove an object's methods from a table of hooks; return their keys there."""
+    keys = [key for key, hook in list(table.items()) if getattr(hook, "__self__", None) is owner]
+    for key in keys:
+        table.pop(key, None)
+    return keys
+
+
+class _Forwards(list["_GatedForward"]):
+    """Those that run now, in all threads; a copy of the model has none."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Forwards, ()
 
 
 class ForwardUses:
@@ -84,6 +134,7 @@ class ForwardUses:
         weight_name: the weight's name in the model.
         shape: groups and features n of its Gram matrices.
         missed: whether a forward that did not apply the weight was reported.
+        untreated: whether a gradient was reported that went by in eval mode.
         gated: whether a forward put the gate in place since this was last set to False.
         probe: set while the gradient is to be measured, see ``measure``.
 
@@ -93,6 +144,7 @@ class ForwardUses:
         self.weight_name = weight_name
         self.shape = shape
         self.missed = False
+        self.untreated = False
         self.gated = False
         self.probe: Tensor | None = None
         self._thread = _Thread()
@@ -103,9 +155,16 @@ class ForwardUses:
         self._thread.here.applied = False
 
     def close(self) -> bool:
-        """End it: from here on, only its graph knows the uses. Say whether there was any."""
+        """End it: from here on, only its graph knows the uses. Say whether it missed the weight."""
+        opened = self._thread.here.uses is not None  # not where TrAct was enabled half-way
         self._thread.here.uses = None
-        return self._thread.here.applied
+        return opened and not self._thread.here.applied
+
+    def report_untreated(self) -> None:
+        """Say, once, that a gradient went by which no forward in training mode had prepared."""
+        if not self.untreated:
+            self.untreated = True
+            warn_of_eval(self.weight_name)
 
     def meet(self) -> None:
         """Note that the weight is applied, with or without a gradient."""
@@ -157,6 +216,12 @@ class ForwardScope:
         model.register_forward_pre_hook(self.begin, prepend=True)
         model.register_forward_hook(self.end, always_call=True)
 
+    def detach(self, model: nn.Module) -> None:
+        """Take them off."""
+        remove_hook(model._forward_pre_hooks, self)
+        for key in remove_hook(model._forward_hooks, self):
+            model._forward_hooks_always_called.pop(key, None)
+
     def begin(self, module: nn.Module, inputs: Any) -> None:
         """Start to collect uses."""
         for uses in self.forward_uses:
@@ -169,7 +234,7 @@ class ForwardScope:
         """Let go of them: from here on only the graph of this forward knows them."""
         if self.step is not None and not _is_tracing():
             self.step.leave(output)
-        missed = [uses for uses in self.forward_uses if not uses.close()]
+        missed = [uses for uses in self.forward_uses if uses.close()]
         trains = module.training and torch.is_grad_enabled()
         if output is not None and trains and not torch.compiler.is_compiling():
             for uses in missed:  # no output: the forward raised
@@ -221,9 +286,9 @@ class _GatedForward(TorchFunctionMode):
         if not torch.is_grad_enabled() or not call.weight.requires_grad:
             return call.weight
         if not self.module.training:
-            compiling = torch.compiler.is_compiling()
-            name = self.gate.forward_uses.weight_name
-            return call.weight if compiling else warn_if_trained(call.weight, name)
+            uses = self.gate.forward_uses
+            silent = uses.untreated or torch.compiler.is_compiling()
+            return call.weight if silent else notice(call.weight, uses.report_untreated)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
             self.gate.forward_uses.gated = True
             return gate_weight(call, self._correction(gram_of(call, self.gate.lam)))

@@ -11,6 +11,9 @@ from tract_hub.errors import SettingsError
 from tract_hub.studies.names import shown_name
 
 STEMS = ("published", "cifar")
+MOST = 2**31 - 1
+MOST_PROCESSES = 1024
+LARGEST = 3.4e38  # a float32
 AUGMENTATIONS = ("none", "crop-flip")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -127,15 +130,13 @@ class CompareSettings:
         if self.stem_lr is not None:
             _above_zero("--stem-lr", self.stem_lr)
         for name in ("epochs", "batch_size", "image_size", "max_train", "max_test", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+            most = MOST_PROCESSES if name == "threads" else MOST
+            _count(f"--{name.replace('_', '-')}", getattr(self, name), 1, most)
+        _count("--workers", self.workers, 0, MOST_PROCESSES)
         for name in ("momentum", "label_smoothing"):
             _in_unit_interval(f"--{name.replace('_', '-')}", getattr(self, name))
         for name in ("weight_decay", "warmup_epochs"):
             _not_negative(f"--{name.replace('_', '-')}", getattr(self, name))
-        if self.workers is not None and self.workers < 0:
-            raise SettingsError(f"--workers must be 0 or more, got {self.workers}")
         if self.warmup_epochs >= self.epochs:
             raise SettingsError(
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}"
@@ -170,12 +171,30 @@ def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise SettingsError(f"{option} must be one of {', '.join(choices)}; got {value!r}")
 
 
+def _count(option: str, value: int | None, least: int, most: int) -> None:
+    if value is not None and value < least:
+        raise SettingsError(f"{option} must be {least} or more, got {value}")
+    if value is not None and value > most:
+        raise SettingsError(f"{option} must be {most} or less, got {_short(value)}")
+
+
+def _short(value: int) -> str:
+    return str(value) if abs(value) < 10**20 else "more than 10^20"
+
+
 def _above_zero(option: str, value: float) -> None:
+    _not_too_large(option, value)
     if not math.isfinite(value) or value <= 0:
         raise SettingsError(f"{option} must be a finite number greater than 0, got {value:g}")
 
 
+def _not_too_large(option: str, value: float) -> None:
+    if LARGEST < value < math.inf:
+        raise SettingsError(f"{option} must be {LARGEST:g} or less, got {value:g}")
+
+
 def _not_negative(option: str, value: float) -> None:
+    _not_too_large(option, value)
     if not math.isfinite(value) or value < 0:
         raise SettingsError(f"{option} must be a finite number of 0 or more, got {value:g}")
 

@@ -79,9 +79,15 @@ def given_example(model: nn.Module, inputs: Any) -> Example:
     Fractional tensors are taken for pixels, or 8-bit ones where there are none of them.
 
     Raises:
-        ExampleInputError: there is no tensor that could hold pixels.
+        ExampleInputError: there is no tensor that could hold pixels, or a sparse or nested one.
 
     """
+    given = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+    if any(leaf.layout != torch.strided for leaf in given):
+        raise ExampleInputError(
+            f"{type(model).__name__}: example_inputs hold a sparse or nested tensor, which cannot "
+            "be followed: pass dense ones of the same shapes, or name the layers with stems=[…]"
+        )
     inputs = tree_map_only(Tensor, _shape_only, inputs)
     leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
     pixels = [leaf for leaf in leaves if leaf.is_floating_point()]

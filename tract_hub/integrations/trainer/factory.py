@@ -16,7 +16,7 @@ from tract_hub.errors import TractError, TractWarning
 from tract_hub.integrations.trainer.resume import track
 from tract_hub.integrations.trainer.stem_group import StemGroup, StemOptimizer
 from tract_hub.stem import Stem
-from tract_hub.surgery import enable, stem_parameters
+from tract_hub.surgery import disable, enable, status, stem_parameters
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -59,12 +59,14 @@ def optimizer_factory(
         What ``Trainer(optimizer_cls_and_kwargs=…)`` takes.
 
     Raises:
-        ValueError: λ, the scope or ``stem_optimizer`` is none that there is.
+        ValueError: λ, the scope or a setting of the first layers is none that there is.
+        TypeError: ``args`` are no ``TrainingArguments``.
         TractError: DeepSpeed is configured with an optimizer of its own. And when training
             begins, what ``enable`` raises.
 
     """
     TractConfig(lam, scope)
+    _check_arguments(args)
     _refuse_foreign_optimizer(args)
     where = {"lam": lam, "stems": stems, "scope": scope, "example_inputs": example_inputs}
     order = _Order(args, where, StemGroup(stem_lr, stem_weight_decay, stem_optimizer))
@@ -93,9 +95,15 @@ class _Order:
 
         self._unused.detach()
         describe_in_cards()
+        before = status(model)
         enable(model, **self.where)
         stems = chain.from_iterable(stem_parameters(model).values())
-        optimizer = self.group.separate(_default_optimizer(self.args, model), stems)
+        try:
+            optimizer = self.group.separate(_default_optimizer(self.args, model), stems)
+        except Exception:
+            if not before:
+                disable(model)
+            raise
         if self.args.deepspeed_plugin is None:
             track(optimizer, model)
         return optimizer
@@ -110,6 +118,16 @@ def _default_optimizer(args: TrainingArguments, model: nn.Module) -> Optimizer:
     trainer.optimizer = trainer.optimizer_cls_and_kwargs = None
     optimizer: Optimizer = trainer.create_optimizer(model)
     return optimizer
+
+
+def _check_arguments(args: Any) -> None:
+    from transformers import TrainingArguments
+
+    if not isinstance(args, TrainingArguments):
+        raise TypeError(
+            "optimizer_factory takes the Trainer's TrainingArguments first, got "
+            f"{type(args).__name__}"
+        )
 
 
 def _refuse_foreign_optimizer(args: TrainingArguments) -> None:

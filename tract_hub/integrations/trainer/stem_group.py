@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tract_hub.config import is_finite_number
 from tract_hub.errors import TractError
 from tract_hub.integrations.trainer.two_optimizers import TwoOptimizers
 
@@ -24,7 +25,8 @@ class StemGroup:
     """What the weights of the first layers have of their own; None is what the others have.
 
     Raises:
-        ValueError: the optimizer is neither ``"sgd"`` nor a class and its keyword arguments.
+        ValueError: the optimizer is neither ``"sgd"`` nor a class and its keyword arguments; the
+            learning rate or the weight decay is no finite number of 0 or more.
 
     """
 
@@ -33,11 +35,15 @@ class StemGroup:
     optimizer: StemOptimizer | None = None
 
     def __post_init__(self) -> None:
-        if not (self.optimizer in (None, "sgd") or isinstance(self.optimizer, tuple)):
+        if not _is_stem_optimizer(self.optimizer):
             raise ValueError(
-                f"stem_optimizer must be 'sgd' or (class, keyword arguments), got "
-                f"{self.optimizer!r}"
+                "stem_optimizer must be 'sgd' or a torch.optim.Optimizer class and a dict of its "
+                f"keyword arguments, such as (torch.optim.SGD, {{}}); got {self.optimizer!r}"
             )
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not (is_finite_number(value) and value >= 0):
+                raise ValueError(f"stem_{name} must be a finite number of 0 or more, got {value!r}")
 
     def separate(self, optimizer: Optimizer, weights: Iterable[Tensor]) -> Optimizer:
         """Move the first layers' weights to groups of their own, where asked for.
@@ -50,7 +56,7 @@ class StemGroup:
             The optimizer, or one that it is a part of.
 
         Raises:
-            TractError: the optimizer does not hold these weights.
+            TractError: the optimizer does not hold these weights, or theirs cannot be made.
 
         """
         if self == StemGroup():
@@ -77,7 +83,23 @@ class StemGroup:
         if isinstance(self.optimizer, tuple):
             cls, settings = self.optimizer
         common = ("params", "lr", "weight_decay")
-        return cls([{name: group[name] for name in common} for group in groups], **settings)
+        own = [{name: group[name] for name in common} for group in groups]
+        try:
+            return cls(own, **settings)
+        except Exception as error:  # optimizers check their arguments in ways of their own
+            raise TractError(
+                f"stem_optimizer: {cls.__name__} cannot be made with {settings} ({error}): pass "
+                "keyword arguments that it has"
+            ) from error
+
+
+def _is_stem_optimizer(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return value is None or (isinstance(value, str) and value == "sgd")
+    if len(value) != 2:
+        return False
+    cls, settings = value
+    return isinstance(cls, type) and issubclass(cls, Optimizer) and isinstance(settings, dict)
 
 
 def _take(optimizer: Optimizer, wanted: set[int]) -> list[Group]:

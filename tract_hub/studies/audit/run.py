@@ -6,18 +6,20 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
 from fnmatch import fnmatch
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tract_hub.errors import TractError
+from tract_hub.errors import StudyError, TractError
 from tract_hub.studies.audit.model import Record, audit_model, models_of
 from tract_hub.studies.audit.report import markdown, summary
-from tract_hub.studies.files import write_atomically
+from tract_hub.studies.files import append_line, make_folder, write_atomically
 from tract_hub.studies.machine import versions
 
 ZOOS = ("timm", "huggingface", "torchvision")
@@ -43,7 +45,7 @@ def audit(zoo: str, out: Path, jobs: int, time_limit: float, only: str) -> None:
     names = [name for name in models_of(zoo) if fnmatch(name, only)]
     if not names:
         raise TractError(f"no model of {zoo} is called {only!r}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
     write_results(zoo, records, out)
     Console().print(summary(records))
@@ -60,21 +62,21 @@ def run_audit(zoo: str, names: list[str], partial: Path, jobs: int, limit: float
         limit: seconds for one model.
 
     Raises:
-        TractError: the file was written with other versions of the packages.
+        TractError: the file was written with other versions of the packages, or cannot be written;
+            or a process was killed.
 
     """
     done = {record["name"]: record for record in _resumed(partial)}
     left = [name for name in names if name not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with partial.open("a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            _append(file.fileno(), {"versions": versions()})
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            task = progress.add_task(f"audit {zoo}", total=len(names), completed=len(done))
-            for record in _in_parallel(zoo, left, jobs, limit):
-                done[record["name"]] = record
-                _append(file.fileno(), record)
-                progress.advance(task)
+    if not partial.exists():
+        append_line(partial, _json({"versions": versions()}))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"audit {zoo}", total=len(names), completed=len(done))
+        for record in _in_parallel(zoo, left, jobs, limit):
+            done[record["name"]] = record
+            append_line(partial, _json(record))
+            progress.advance(task)
     return [done[name] for name in names]
 
 
@@ -82,16 +84,34 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
     # Processes are replaced now and then: some models leave caches behind.
     share = _MODELS_A_PROCESS * jobs
     for start in range(0, len(names), share):
-        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) as pool:
             batch = names[start : start + share]
             futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
-            yield from (future.result() for future in as_completed(futures))
+            try:
+                yield from (future.result() for future in as_completed(futures))
+            except BrokenProcessPool as error:
+                raise StudyError(
+                    "a process of the audit was killed, perhaps for want of memory: run the same "
+                    "command again to go on, if need be with fewer --jobs"
+                ) from error
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the audit was killed: it would wait for work for ever."""
+
+    def wait() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def write_results(zoo: str, records: list[Record], out: Path) -> None:
     """Write ``zoo.json`` and ``zoo.md``, and remove what an interrupted run would need."""
     date = datetime.now(timezone.utc).date().isoformat()
-    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    lines = ",\n".join(_json(record) for record in records)
     head = json.dumps({"zoo": zoo, "date": date, "versions": versions()})
     text = f'{head[:-1]}, "models": [\n{lines}\n]}}\n'
     write_atomically(out / f"{zoo}.json", text)
@@ -101,12 +121,11 @@ def write_results(zoo: str, records: list[Record], out: Path) -> None:
 
 
 def _resumed(partial: Path) -> list[Record]:
-    if not partial.exists() or not partial.stat().st_size:
-        return []
-    complete = partial.read_text(encoding="utf-8").rpartition("\n")[0]
-    partial.write_text(f"{complete}\n" if complete else "", encoding="utf-8")  # a line cut short
+    complete = partial.read_bytes().rpartition(b"\n")[0] if partial.exists() else b""
     if not complete:
+        partial.unlink(missing_ok=True)
         return []
+    os.truncate(partial, len(complete) + 1)  # a line cut short
     head, *records = map(json.loads, complete.splitlines())
     if head.get("versions") != versions():
         raise TractError(
@@ -116,6 +135,5 @@ def _resumed(partial: Path) -> list[Record]:
     return records
 
 
-def _append(descriptor: int, record: Record) -> None:
-    """Append one line at once: whoever reads the file sees all of it or nothing."""
-    os.write(descriptor, f"{json.dumps(record, ensure_ascii=False)}\n".encode())
+def _json(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False)

@@ -20,7 +20,7 @@ from tract_hub.studies.bench.cases import Case, chosen
 from tract_hub.studies.bench.memory import peak_memory
 from tract_hub.studies.bench.report import markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
-from tract_hub.studies.files import write_atomically
+from tract_hub.studies.files import make_folder, write_atomically
 from tract_hub.studies.machine import check_there, device_name, in_words, versions
 
 
@@ -53,6 +53,7 @@ def bench(
     setup = Setup(torch.device(device), **forms)
     if memory and setup.device.type == "cpu" and not Path("/proc/self/status").exists():
         raise SettingsError("peak memory is measured on Linux only: add --no-memory")
+    make_folder(out)  # before minutes of measuring
     timed = _timed(chosen(setup.device.type, cases), setup, budget)
     peaks = peak_memory() if memory and setup.device.type == "cpu" else None
     steps, peak_table = steps_table(timed), None if peaks is None else memory_table(peaks)
@@ -61,7 +62,6 @@ def bench(
             Console().print(_shown(title, table))
     facts = {"device": device_name(setup.device), "threads": threads, "versions": versions()}
     result = {**facts, **forms, "cases": timed, "peak_mib": peaks}
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "bench.json", json.dumps(result, indent=1, default=_plain) + "\n")
     write_atomically(out / "bench.md", markdown(_head(facts, forms), steps, peak_table))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tract_hub.errors import SettingsError
 from tract_hub.studies.compare.records import Arm, RunRecord
-from tract_hub.studies.files import write_atomically
+from tract_hub.studies.files import make_folder, write_atomically
 
 RESULT_FILES = ("results.json", "results.csv", "table.md", "compare.png")
 
@@ -30,7 +30,7 @@ class Store:
         identity: JSON-ready settings, data and versions.
 
     Raises:
-        SettingsError: the folder has runs of another identity, or cannot be written.
+        SettingsError: the folder has runs of another identity.
 
     """
 
@@ -51,16 +51,11 @@ class Store:
         """Make the folder, and mark whose it is.
 
         Raises:
-            SettingsError: it cannot be written.
+            StudyError: it cannot be written.
 
         """
-        try:
-            (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "identity.json", to_json(self.identity))
-        except OSError as error:
-            raise SettingsError(
-                f"--out {self.folder} cannot be written: {error.strerror}"
-            ) from error
+        make_folder(self.folder / "runs")
+        write_atomically(self.folder / "identity.json", to_json(self.identity))
 
     def load(self, arm: Arm, seed: int) -> RunRecord | None:
         """Return a finished run, or None when it has yet to be made."""

@@ -44,6 +44,20 @@ def huggingface_builder(
     return lambda size: _build(folder, channels, classes, None if weighted else size, weighted)
 
 
+def refuse_foreign_code(path: Path, error: Exception) -> None:
+    """Say that a model is made by code that came with it, if that is what an error is about.
+
+    Raises:
+        ModelError: it is.
+
+    """
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{path.name} is built by code of its own (auto_map in its config.json), which is not "
+            "run here: build the model in a script of yours and call tract_hub.enable on it"
+        ) from error
+
+
 def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
@@ -52,6 +66,7 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # JSON, validation and registry errors alike
+        refuse_foreign_code(folder, error)
         message = str(error).strip().splitlines()[0]
         raise ModelError(f"{folder.name}/config.json is not understood: {message}") from error
 
@@ -68,7 +83,9 @@ def _build(
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
     if not weighted:
-        model: nn.Module = AutoModelForImageClassification.from_config(config)
+        model: nn.Module = AutoModelForImageClassification.from_config(
+            config, trust_remote_code=False
+        )
         return model
     loaded: nn.Module = AutoModelForImageClassification.from_pretrained(
         folder,

@@ -11,6 +11,7 @@ from torch import nn
 
 from tract_hub.errors import TractError
 from tract_hub.names import did_you_mean
+from tract_hub.studies.models.huggingface import refuse_foreign_code
 
 
 def build_without_weights(builder: Callable[[], nn.Module]) -> nn.Module:
@@ -64,8 +65,9 @@ def _from_config_file(path: Path) -> Callable[[], nn.Module]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        refuse_foreign_code(path, error)
         raise TractError(f"{path} holds no configuration of Transformers: {error}") from error
     return lambda: _from_config(config)
 
@@ -77,7 +79,7 @@ def _from_config(config: Any) -> nn.Module:
         if hasattr(transformers, architecture):
             model: nn.Module = getattr(transformers, architecture)(config)
             return model
-    built: nn.Module = transformers.AutoModel.from_config(config)
+    built: nn.Module = transformers.AutoModel.from_config(config, trust_remote_code=False)
     return built
 
 

@@ -1,0 +1,123 @@
+"""Killed in the middle, or out of disk: the same command again ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.studies.conftest import ONE_SEED, ROOT, TINY
+from tract_hub.errors import StudyError
+from tract_hub.studies.audit.run import run_audit
+from tract_hub.studies.files import append_line, make_folder, write_atomically
+
+MODELS = ["resnet10t", "resnet14t", "resnet18", "resnet26", "repvgg_a0"]
+AUDIT = (
+    "import sys, pathlib; from tract_hub.studies.audit.run import run_audit\n"
+    "if __name__ == '__main__':\n"
+    f"    run_audit('timm', {MODELS!r}, pathlib.Path(sys.argv[1]), jobs=1, limit=60)\n"
+)
+
+
+def limited(size: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where no file can grow beyond a size: what a full disk looks like."""
+    code = (
+        "import resource, runpy, sys; size = int(sys.argv.pop(1))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "runpy.run_module('tract_hub', run_name='__main__')\n"
+    )
+    arguments = [sys.executable, "-c", code, str(size), *command]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def numbers(folder: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def run(out: Path) -> None:
+    from tract_hub.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *TINY, *ONE_SEED, "--out", str(out)])
+    assert stop.value.code == 0
+
+
+def test_a_comparison_that_ran_out_of_disk_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    run(whole)
+    ended = limited(4000, "compare", *TINY, *ONE_SEED, "--out", str(full))
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "cannot be written: File too large" in last and "run the same command again" in last
+    assert "Traceback" not in ended.stderr
+    assert not [path for path in full.rglob("*") if path.name.endswith(".part")]
+    for path in full.rglob("*.json"):
+        json.loads(path.read_text())
+    run(full)
+    assert numbers(full) == numbers(whole)
+
+
+def test_an_audit_killed_again_and_again_has_every_model_once(tmp_path: Path) -> None:
+    script, partial = tmp_path / "audit.py", tmp_path / "timm.partial.jsonl"
+    script.write_text(AUDIT)
+    draw = random.Random(0)
+    lines = 0
+    for wanted in (2, 4):  # the head and a model; two models more
+        process = subprocess.Popen([sys.executable, str(script), str(partial)], cwd=ROOT)
+        deadline = time.monotonic() + 200
+        while lines < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(draw.uniform(0.001, 0.02))
+            lines = partial.read_bytes().count(b"\n") if partial.exists() else 0
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = partial.read_bytes()
+    partial.write_bytes(kept + b'{"name": "resnet26", "resu')  # the kill met a write
+    records = run_audit("timm", MODELS, partial, jobs=1, limit=60)
+    assert [record["name"] for record in records] == MODELS
+    assert all(record["result"] in ("exact", "multiple") for record in records)
+    assert partial.read_bytes().startswith(kept)
+    done = [json.loads(line).get("name") for line in partial.read_text().splitlines()]
+    assert sorted(done[1:]) == sorted(MODELS)
+
+
+@pytest.fixture
+def small_files():
+    """Let no file of this process grow beyond 100 bytes."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, small_files) -> None:
+    path = tmp_path / "results.json"
+    write_atomically(path, "before")
+    with pytest.raises(StudyError, match=r"results\.json cannot be written: File too large"):
+        write_atomically(path, "x" * 200)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "before")]
+
+
+def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path, small_files) -> None:
+    path = tmp_path / "lines"
+    append_line(path, "a" * 70)
+    with pytest.raises(StudyError, match="cannot be written: File too large"):
+        append_line(path, "b" * 70)
+    append_line(path, "c")
+    assert path.read_text() == "a" * 70 + "\nc\n"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"deeper cannot be written: Not a directory; .*--out"):
+        make_folder(tmp_path / "file" / "deeper")
