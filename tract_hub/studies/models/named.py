@@ -64,7 +64,7 @@ def _from_config_file(path: Path) -> Callable[[], nn.Module]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise TractError(f"{path} holds no configuration of Transformers: {error}") from error
     return lambda: _from_config(config)
