@@ -1,8 +1,8 @@
 """Draw the package's parts and what each imports of the others: docs/architecture.svg.
 
 ``python scripts/draw_architecture.py``. Parts stand from the most to the least dependent. An arc to
-the right is an import downwards, its number that of the importing files; one to the left, in red,
-is an import upwards, of which there should be none. What all parts share is not drawn.
+the right is an import downwards; one to the left, in red, is an import upwards, of which there
+should be none. What all parts share is not drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = {
     "adapters/": (("adapters",), "model zoos, and how to follow pixels to the first layers"),
     "method/": (("method",), "the mathematics: Gram matrix, solve, gate; only torch"),
 }
-SHARED = ("config", "stem", "errors")
+SHARED = ("config", "stem", "errors", "names")
 
 WIDTH, LEFT, RIGHT = 780, 60, 530
 HEIGHT, GAP, TOP = 52, 22, 28
@@ -64,22 +64,20 @@ def _imported(node: ast.AST, package: Path) -> Iterator[str]:
             yield str(first.value).rstrip(".")
 
 
-def edges() -> dict[tuple[str, str], int]:
-    """Return (part, imported part) → how many files of the first import the second."""
-    files: dict[tuple[str, str], set[str]] = {}
-    for module, imported in imports():
-        ends = _part(module), _part(imported)
-        if None not in ends and ends[0] != ends[1]:
-            files.setdefault(ends, set()).add(module)  # type: ignore[arg-type]
-    return {ends: len(modules) for ends, modules in sorted(files.items())}
+def edges() -> set[tuple[str, str]]:
+    """Return (part, imported part) of all imports from one part to another."""
+    ends = {(_part(module), _part(imported)) for module, imported in imports()}
+    return {(a, b) for a, b in ends if a is not None and b is not None and a != b}
 
 
 def _part(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in SHARED:
         return None
-    (label,) = [label for label, (tops, _) in PARTS.items() if top in tops]
-    return label
+    for label, (tops, _) in PARTS.items():
+        if top in tops:
+            return label
+    raise ValueError(f"{PACKAGE}/{top} is in no part: say in PARTS where it belongs")
 
 
 def svg() -> str:
@@ -88,7 +86,7 @@ def svg() -> str:
     bottom = TOP + len(rows) * (HEIGHT + GAP)
     body = [_box(y, label, PARTS[label][1]) for label, y in rows.items()]
     shared = ", ".join(f"{name}.py" for name in SHARED)
-    body.append(_box(bottom, shared, "settings, what a first layer is, errors: all parts use them"))
+    body.append(_box(bottom, shared, "settings, what a first layer is, errors: all use them"))
     body += _arcs(rows)
     size = f'width="{WIDTH}" height="{bottom + HEIGHT + TOP}"'
     heads = "".join(_arrow_head(colour) for colour in (DOWN, UP))
@@ -121,22 +119,20 @@ def _arcs(rows: dict[str, int]) -> Iterator[str]:
         coming = sorted((e for e in spans if e[1] == ends[1]), key=lambda e: spans[e])
         begin = rows[ends[0]] + HEIGHT * (0.55 + 0.4 * _fraction(leaving, ends))
         end = rows[ends[1]] + HEIGHT * (0.05 + 0.4 * _fraction(coming, ends))
-        yield _arc(begin, end, spans[ends], edges()[ends])
+        yield _arc(begin, end, spans[ends])
 
 
 def _fraction(among: list[tuple[str, str]], ends: tuple[str, str]) -> float:
     return (among.index(ends) + 0.5) / len(among)
 
 
-def _arc(begin: float, end: float, span: int, files: int) -> str:
+def _arc(begin: float, end: float, span: int) -> str:
     side, colour, x = (1, DOWN, RIGHT) if span > 0 else (-1, UP, LEFT)
     reach = x + side * (24 + 38 * abs(span) if span > 0 else 50)
-    middle, tip = (begin + end) / 2, x + side * 3
     return (
-        f'<path d="M{x},{begin:.1f} C{reach},{begin:.1f} {reach},{end:.1f} {tip},{end:.1f}" '
-        f'fill="none" stroke="{colour}" stroke-width="1.4" marker-end="url(#{colour[1:]})"/>'
-        f'<text x="{x + 0.75 * (reach - x) + side * 5:.1f}" y="{middle + 4:.1f}" font-size="11" '
-        f'fill="{colour}">{files}</text>'
+        f'<path d="M{x},{begin:.1f} C{reach},{begin:.1f} {reach},{end:.1f} '
+        f'{x + side * 3},{end:.1f}" fill="none" stroke="{colour}" stroke-width="1.4" '
+        f'marker-end="url(#{colour[1:]})"/>'
     )
 
 

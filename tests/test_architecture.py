@@ -19,17 +19,19 @@ PACKAGE = ROOT / "tract_hub"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 DRAW = runpy.run_path(str(ROOT / "scripts" / "draw_architecture.py"))
 
-SHARED = {"config", "errors", "stem"}
+SHARED = {"config", "errors", "names", "stem"}
 # Part → what it may import besides itself; of several that fit a module, the longest name counts.
 MAY_IMPORT = {
     "": {*SHARED, "adapters.locator", "surgery", "integrations.trainer"},
     "config": set(),
     "errors": set(),
+    "names": set(),
     "stem": set(),
     "method": {"errors"},
     # method.operations says what a call of a layer is, without any mathematics.
-    "adapters": {"errors", "stem", "method.operations"},
-    "surgery": {*SHARED, "adapters", "method"},
+    "adapters": {"errors", "names", "stem", "method.operations"},
+    # The one import upwards: scope="global" asks which wrapper averages gradients.
+    "surgery": {*SHARED, "adapters", "method", "integrations.synchronisers"},
     "integrations": {*SHARED, "surgery", "adapters", "method"},
     "launch": {*SHARED, "integrations"},
     "studies": {*SHARED, ""},
@@ -40,7 +42,7 @@ MAY_IMPORT = {
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }
-KNOW_ONLY_TORCH = ("method", "surgery", "config", "errors", "stem", "adapters.tracing")
+KNOW_ONLY_TORCH = ("method", "surgery", "config", "errors", "names", "stem", "adapters.tracing")
 
 
 def belongs(module: str, part: str) -> bool:
