@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 
 import tract_hub
@@ -76,6 +77,8 @@ STEMS: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("name", STEMS)
 def test_first_layers(name: str) -> None:
+    if not hasattr(transformers, name) and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("newer than this version of Transformers")
     stems = tract_hub.locate(build(getattr(transformers, name)))
     assert {stem.weight_name: stem.in_features for stem in stems} == STEMS[name]
 

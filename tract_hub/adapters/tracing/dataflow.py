@@ -202,6 +202,8 @@ class _Layers(TorchFunctionMode):
             self._record(call, self.tags.get(call.input), weight)
             self.recorded = True
         try:
+            if func is F.embedding and args[0].is_floating_point():
+                raise TypeError("embedding takes integers")  # torch 2.11 does not say so on meta
             return run_first_step(func, args, kwargs) or func(*args, **kwargs)
         except Exception:
             self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
