@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tract_hub.studies.compare.records import FORMAT
 from tract_hub.studies.images.prepared import Prepared
 from tract_hub.studies.names import shown_name
 from tract_hub.studies.settings import CompareSettings
@@ -33,6 +34,7 @@ def identity_of(
 
     """
     return {
+        "format": FORMAT,
         "settings": settings.of_a_run() | {"image_size": size},
         "data": data.summary(),
         "start": start,
