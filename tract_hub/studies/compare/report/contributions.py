@@ -26,13 +26,15 @@ from tract_hub.studies.images.prepared import train_loader
 from tract_hub.studies.models.plan import logits_of
 
 MOST_IMAGES = 256
+# A term costs a backward of the layer over its whole batch.
+MOST_IN_BATCH = 128
 
 
 def measure_contributions(study: Study, stem: Stem, arms: Sequence[Arm]) -> dict[str, Any]:
     """Measure in every arm, at the start weights of the first seed, in float32.
 
     The images are those of the first seed's first batches, without augmentation; a batch is as
-    large as one process has it in training. It costs about as much as a few training steps.
+    large as one process has it in training, or ``MOST_IN_BATCH``.
 
     Args:
         study: what all runs share.
@@ -67,9 +69,9 @@ def measure_contributions(study: Study, stem: Stem, arms: Sequence[Arm]) -> dict
 def _batches(study: Study) -> list[tuple[Tensor, Tensor]]:
     settings = study.settings
     share = settings.batch_size // study.accelerator.num_processes
-    size = min(MOST_IMAGES, max(1, share))
+    size = min(MOST_IN_BATCH, max(1, share))
     loader = train_loader(study.data, "none", size, settings.seeds[0], settings.workers)
-    return list(itertools.islice(loader, max(1, MOST_IMAGES // size)))
+    return list(itertools.islice(loader, MOST_IMAGES // size))
 
 
 def _measured(
@@ -117,7 +119,7 @@ def image_terms(
     outputs, logits = _with_outputs(model, stem, images)
     if _mixed(images, outputs):
         raise ModelError(f"what {stem.module_name} gives cannot be told apart by images")
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     whole, *arriving = torch.autograd.grad(
         loss, [weight, *outputs], retain_graph=True, materialize_grads=True
     )
@@ -127,9 +129,14 @@ def image_terms(
 def _terms(
     weight: Tensor, outputs: Sequence[Tensor], arriving: Sequence[Tensor], images: int
 ) -> Iterator[Tensor]:
+    alone = [torch.zeros_like(gradient) for gradient in arriving]
     for i in range(images):
-        alone = [_only(gradient, i, images) for gradient in arriving]
+        for part, gradient in zip(alone, arriving, strict=True):
+            rows = _rows_of(i, images, gradient)
+            part[rows] = gradient[rows]
         (term,) = torch.autograd.grad(outputs, weight, alone, retain_graph=True)
+        for part in alone:
+            part[_rows_of(i, images, part)] = 0
         yield _wide(term)
 
 
@@ -155,18 +162,19 @@ def _mixed(images: Tensor, outputs: Sequence[Any]) -> bool:
     count = len(images)
     if any(not isinstance(output, Tensor) or len(output) % count for output in outputs):
         return True
-    last = [_only(torch.ones_like(output), count - 1, count) for output in outputs]
-    (reached,) = torch.autograd.grad(outputs, images, last, retain_graph=True)
+    last = [torch.zeros_like(output) for output in outputs]
+    for part in last:
+        part[_rows_of(count - 1, count, part)] = 1
+    (reached,) = torch.autograd.grad(
+        outputs, images, last, retain_graph=True, materialize_grads=True
+    )
     return bool(reached[:-1].any())
 
 
-def _only(gradient: Tensor, image: int, images: int) -> Tensor:
-    """Keep one image's part of a tensor whose first dimension goes through the images in turn."""
-    rows = len(gradient) // images
-    alone = torch.zeros_like(gradient)
-    part = slice(image * rows, (image + 1) * rows)
-    alone[part] = gradient[part]
-    return alone
+def _rows_of(image: int, images: int, tensor: Tensor) -> slice:
+    """Return one image's part of a tensor whose first dimension goes through the images in turn."""
+    rows = len(tensor) // images
+    return slice(image * rows, (image + 1) * rows)
 
 
 def _wide(tensor: Tensor) -> Tensor:
