@@ -18,7 +18,7 @@ ARMS = tuple(f"#0b000{i}" for i in range(7))
 VARIABLES = {INK: "--ink", FAINT: "--faint"} | {c: f"--arm-{i}" for i, c in enumerate(ARMS)}
 RC = {
     "svg.fonttype": "none",  # text stays text
-    "font.size": 11,
+    "font.size": 12.5,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
