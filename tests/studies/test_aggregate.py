@@ -24,7 +24,9 @@ TIMING = {
 def run(arm: Arm, seed: int, accuracies: list[float], **changes: object) -> RunRecord:
     epochs = tuple(EpochRecord(i, 1.0, 1.0, a, 1.0) for i, a in enumerate(accuracies, 1))
     given = {"diverged_at": None, "start": f"s{seed}", "batches": f"b{seed}", **changes}
-    return RunRecord(arm, seed, epochs, filters=Filters("w", (0,), [[0.0]]), **given)
+    return RunRecord(
+        arm, seed, epochs, filters=Filters("w", (0,), (0, 1), [[[0.0]], [[0.0]]]), **given
+    )
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
 
     seen = []
     original = command._run
-    command._run = lambda recipe, values: seen.append(build_settings(recipe, values))
+    command._run = lambda recipe, values, report: seen.append(build_settings(recipe, values))
     try:
         assert run_main(*shlex.split(command_of(settings))[2:]) == 0
     finally:
@@ -296,7 +296,7 @@ def test_the_cifar_recipe_adapts_the_stem_and_says_so(image_folder, tmp_path, ca
     assert said in capsys.readouterr().out
     assert said in (out / "table.md").read_text()
     filters = json.loads((out / "runs" / "ordinary-seed0.json").read_text())["filters"]["values"]
-    assert torch.tensor(filters).shape == (16, 3, 3, 3)
+    assert torch.tensor(filters).shape == (2, 16, 3, 3, 3)
 
 
 @pytest.mark.parametrize("weights", [False, True])

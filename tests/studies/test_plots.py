@@ -8,7 +8,7 @@ from tests.studies.test_aggregate import run
 from tract_hub.studies.compare import plots
 from tract_hub.studies.compare.aggregate import compare_runs
 from tract_hub.studies.compare.plots import draw, filter_images
-from tract_hub.studies.compare.records import ORDINARY, Arm, Filters
+from tract_hub.studies.compare.records import ORDINARY, Arm
 
 LAMS = (0.05, 0.1, 0.2)
 
@@ -65,11 +65,11 @@ def test_every_arm_has_a_curve_a_legend_entry_and_a_row_of_filters(monkeypatch, 
 )
 def test_filters_of_any_stem_become_pictures(shape, picture):
     values = np.random.default_rng(0).normal(size=shape)
-    image = filter_images(Filters("w", (0,), [values.tolist()]))[0]
+    image = filter_images([values.tolist()])[0]
     assert image.shape == picture
     assert image.min() >= 0
     assert image.max() <= 1
 
 
 def test_a_filter_of_zeros_is_middle_grey():
-    assert (filter_images(Filters("w", (0,), [[[[0.0]]]]))[0] == 0.5).all()
+    assert (filter_images([[[[0.0]]]])[0] == 0.5).all()

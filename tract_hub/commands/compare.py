@@ -101,6 +101,9 @@ def compare(
             RUNNING,
         ),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html too.", rich_help_panel=RUNNING)
+    ] = False,
 ) -> None:
     """Train a model with and without TrAct from the same seeds, and show what TrAct gained.
 
@@ -108,15 +111,16 @@ def compare(
     A second call with the same options resumes: finished runs are kept, and not made again.
     """
     given = dict(locals())
-    given.pop("recipe")
+    for name in ("recipe", "report"):
+        given.pop(name)
     given["model_args"] = _model_args(given.pop("model_arg") or []) or None
     given["seeds"] = _numbers("--seeds", seeds) if seeds else None
     given["classes"] = _numbers("--classes", [classes]) if classes else None
     given["lams"] = _lams(given.pop("lam"))
-    _run(recipe, given)
+    _run(recipe, given, report)
 
 
-def _run(recipe: str, given: dict[str, Any]) -> None:
+def _run(recipe: str, given: dict[str, Any], report: bool) -> None:
     from rich.console import Console
 
     from tract_hub.studies.compare.recipes import build_settings
@@ -125,7 +129,7 @@ def _run(recipe: str, given: dict[str, Any]) -> None:
     settings = build_settings(recipe, given)
     from tract_hub.studies.compare.study import compare as run
 
-    run(settings, Console(), Console(stderr=True))
+    run(settings, Console(), Console(stderr=True), report)
 
 
 def _model_args(pairs: list[str]) -> tuple[tuple[str, Any], ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tract_hub.studies.compare.records import FORMAT
 from tract_hub.studies.images.prepared import Prepared
 from tract_hub.studies.machine import device_name, versions
 from tract_hub.studies.names import shown_name
@@ -31,6 +32,7 @@ def identity_of(
 
     """
     return {
+        "format": FORMAT,
         "settings": settings.of_a_run() | {"image_size": size},
         "data": data.summary(),
         "start": start,

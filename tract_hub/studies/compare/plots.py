@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from tract_hub.studies.compare.aggregate import ArmSummary, Comparison, Curve
-from tract_hub.studies.compare.records import Filters, RunRecord
+from tract_hub.studies.compare.records import RunRecord
 
 # Okabe and Ito's colours, told apart in every common kind of colour blindness, darkest first;
 # line styles and markers say the same again for prints without colour.
@@ -36,7 +36,7 @@ def draw(comparison: Comparison, runs: Sequence[RunRecord], title: str, classes:
         classes: how many there are; chance is one in so many.
 
     """
-    shown = [(arm, _filters_of(arm, runs)) for arm in comparison.arms]
+    shown = [(arm, shown_run(arm, runs)) for arm in comparison.arms]
     height = TOP_INCHES + FILTER_ROW_INCHES * len(shown) + 0.4
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI)
     figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.98))
@@ -52,7 +52,8 @@ def draw(comparison: Comparison, runs: Sequence[RunRecord], title: str, classes:
     return buffer.getvalue()
 
 
-def _filters_of(arm: ArmSummary, runs: Sequence[RunRecord]) -> RunRecord | None:
+def shown_run(arm: ArmSummary, runs: Sequence[RunRecord]) -> RunRecord | None:
+    """Return the run whose filters are shown: the first of the arm's seeds that finished."""
     finished = (run for run in runs if run.arm == arm.arm and run.diverged_at is None)
     return next(finished, None)
 
@@ -60,21 +61,27 @@ def _filters_of(arm: ArmSummary, runs: Sequence[RunRecord]) -> RunRecord | None:
 def _draw_curves(figure: SubFigure, comparison: Comparison, classes: int) -> None:
     accuracy, loss = figure.subplots(1, 2)
     for i, arm in enumerate(comparison.arms):
-        label = _label(arm)
-        _draw_curve(accuracy, arm.accuracy, i, label)
-        _draw_curve(loss, arm.test_loss, i, label)
+        label = arm_label(arm)
+        draw_curve(accuracy, arm.accuracy, i, label)
+        draw_curve(loss, arm.test_loss, i, label)
     _draw_levels(accuracy, comparison.target, 1 / classes)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set(xlabel="epoch", ylabel="test accuracy")
     loss.set(xlabel="epoch", ylabel="test loss (cross-entropy, nats)")
     for axes in (accuracy, loss):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(0.5, max(1, *(len(arm.accuracy.mean) for arm in comparison.arms)) + 0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        frame(axes, comparison)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
-        axes.set_axisbelow(True)
     # Above both panels, where no curve can run into it.
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", **LEGEND)
+
+
+def frame(axes: Axes, comparison: Comparison) -> None:
+    """Give axes of curves by epoch their limits, ticks and spines."""
+    epochs = max(1, *(len(arm.accuracy.mean) for arm in comparison.arms))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(0.5, epochs + 0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
 
 
 def _draw_levels(axes: Axes, target: float | None, chance: float) -> None:
@@ -84,7 +91,8 @@ def _draw_levels(axes: Axes, target: float | None, chance: float) -> None:
     axes.axhline(chance, color="#AAAAAA", linewidth=0.9, linestyle=":", zorder=0, label="chance")
 
 
-def _label(arm: ArmSummary) -> str:
+def arm_label(arm: ArmSummary) -> str:
+    """Return an arm's name, and how many seeds its curve is of."""
     if not arm.seeds:
         return f"{arm.arm} (diverged)"
     lost = f", {len(arm.diverged)} diverged" if arm.diverged else ""
@@ -93,21 +101,35 @@ def _label(arm: ArmSummary) -> str:
     return f"{arm.arm} (mean ± sd, {len(arm.seeds)} seeds{lost})"
 
 
-def _draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:
+def look(index: int, colours: Sequence[str] = COLOURS) -> dict[str, Any]:
+    """Return what tells an arm's lines from the others', as arguments of ``Axes.plot``."""
+    return {
+        "color": colours[index % len(colours)],
+        "linestyle": STYLES[index % len(STYLES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 4,
+        "linewidth": 1.6,
+    }
+
+
+def draw_curve(
+    axes: Axes, curve: Curve, index: int, label: str, colours: Sequence[str] = COLOURS
+) -> None:
+    """Draw a mean by epoch and the band of its deviation.
+
+    Args:
+        axes: where.
+        curve: what.
+        index: of the arm.
+        label: for a legend.
+        colours: of the arms.
+
+    """
     mean, spread = np.array(curve.mean), np.array(curve.spread)
     epochs = np.arange(1, len(mean) + 1)
-    colour = COLOURS[index % len(COLOURS)]
-    axes.plot(
-        epochs,
-        mean,
-        color=colour,
-        linestyle=STYLES[index % len(STYLES)],
-        marker=MARKERS[index % len(MARKERS)],
-        markersize=4,
-        markevery=max(1, len(mean) // 15),
-        linewidth=1.6,
-        label=label,
-    )
+    style = look(index, colours)
+    colour = style["color"]
+    axes.plot(epochs, mean, markevery=max(1, len(mean) // 15), label=label, **style)
     if len(mean) == 1:
         # A band needs two epochs.
         axes.errorbar(epochs, mean, spread, color=colour, capsize=4, linewidth=1)
@@ -122,7 +144,7 @@ def _draw_filters(figure: SubFigure, shown: Sequence[tuple[ArmSummary, RunRecord
     note = "same rows in every arm, grey is zero"
     figure.suptitle(f"first-layer filters after training ({weight}; {note})", fontsize=10)
     for i, (arm, run) in enumerate(shown):
-        images = [] if run is None else filter_images(run.filters)
+        images = [] if run is None else filter_images(run.filters.values[-1])
         for axes in grid[i]:
             axes.set_axis_off()
         for axes, image in zip(grid[i], images, strict=False):
@@ -144,17 +166,17 @@ def _name_row(axes: Axes, arm: ArmSummary, run: RunRecord | None, index: int) ->
     )
 
 
-def filter_images(filters: Filters) -> list[NDArray[Any]]:
+def filter_images(rows: Sequence[Any]) -> list[NDArray[Any]]:
     """Return filters as pictures in [0, 1]: zero is middle grey, the largest weight an end.
 
     Three channels are RGB; other numbers of channels are shown side by side in grey; a flattened
     square patch gets its shape back.
 
     Args:
-        filters: rows of a first layer's weight.
+        rows: of a first layer's weight, as nested lists.
 
     """
-    return [_picture(np.array(values, dtype=float)) for values in filters.values]
+    return [_picture(np.array(values, dtype=float)) for values in rows]
 
 
 def _picture(row: NDArray[Any]) -> NDArray[Any]:

@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FORMAT = 2
+"""Of what is kept of a run; other formats are refused, for want of what this one has."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -51,18 +54,28 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Filters:
-    """Some rows of a first layer's weight after training.
+    """Some rows of a first layer's weight, from the start of training to its end.
 
     Args:
         weight: the parameter's name.
         rows: which of its output channels, the same in every arm.
-        values: nested lists of their values, as the weight is shaped.
+        epochs: after which the snapshots were taken, in order; 0 is the start.
+        values: one item a snapshot: nested lists of the rows' values, as the weight is shaped.
 
     """
 
     weight: str
     rows: tuple[int, ...]
+    epochs: tuple[int, ...]
     values: list[Any]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Filters:
+        """Return what ``asdict`` and JSON made of it; errors as for a ``RunRecord``."""
+        filters = cls(**{**data, "rows": tuple(data["rows"]), "epochs": tuple(data["epochs"])})
+        if len(filters.epochs) != len(filters.values):
+            raise ValueError("there must be as many snapshots as epochs")
+        return filters
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class RunRecord:
         diverged_at: the epoch with a loss that was not finite, or None.
         start: digest of the initial weights and buffers.
         batches: digest of all training pixels and labels in the order in which they were seen.
-        filters: of the first layer, after training.
+        filters: of the first layer, while it was trained.
 
     """
 
@@ -108,7 +121,7 @@ class RunRecord:
             diverged_at=data["diverged_at"],
             start=data["start"],
             batches=data["batches"],
-            filters=Filters(**{**data["filters"], "rows": tuple(data["filters"]["rows"])}),
+            filters=Filters.from_json(data["filters"]),
         )
 
 

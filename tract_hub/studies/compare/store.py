@@ -11,12 +11,13 @@ from tract_hub.errors import SettingsError
 from tract_hub.studies.compare.records import Arm, RunRecord
 from tract_hub.studies.files import make_folder, write_atomically
 
-RESULT_FILES = ("results.json", "results.csv", "table.md", "compare.png")
+REPORT = "report.html"
+RESULT_FILES = ("results.json", "results.csv", "table.md", "compare.png", REPORT)
 
 
-def to_json(data: Any) -> str:
+def to_json(data: Any, indent: int | None = 1) -> str:
     """Return JSON for people and programs, with no value that is not JSON."""
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class Store:
@@ -76,18 +77,34 @@ class Store:
         return self._path(arm, seed).with_suffix(".safetensors")
 
     def save(self, record: RunRecord) -> None:
-        """Keep a finished run."""
-        write_atomically(self._path(record.arm, record.seed), to_json(record.to_json()))
+        """Keep a finished run, on one line: its filters are thousands of numbers."""
+        write_atomically(self._path(record.arm, record.seed), to_json(record.to_json(), None))
 
     def load_timing(self, arms: Iterable[Arm]) -> dict[str, Any] | None:
         """Return the step times of these arms if they were measured together."""
-        timing = _read_json(self.folder / "timing.json")
-        wanted = [str(arm) for arm in arms]
-        return timing if isinstance(timing, dict) and timing.get("arms") == wanted else None
+        return self._about(arms, "timing.json")
 
     def save_timing(self, timing: Mapping[str, Any]) -> None:
         """Keep the step times."""
         write_atomically(self.folder / "timing.json", to_json(timing))
+
+    def load_contributions(self, arms: Iterable[Arm]) -> dict[str, Any] | None:
+        """Return what single images gave to the first layer in these arms, if it was measured."""
+        return self._about(arms, "contributions.json")
+
+    def save_contributions(self, contributions: Mapping[str, Any]) -> None:
+        """Keep what single images gave to the first layer."""
+        write_atomically(self.folder / "contributions.json", to_json(contributions, None))
+
+    def has_report(self) -> bool:
+        """Tell whether an earlier command wrote a report."""
+        return (self.folder / REPORT).exists()
+
+    def _about(self, arms: Iterable[Arm], name: str) -> dict[str, Any] | None:
+        """Return a measurement of several arms if it was of these."""
+        found = _read_json(self.folder / name)
+        wanted = [str(arm) for arm in arms]
+        return found if isinstance(found, dict) and found.get("arms") == wanted else None
 
     def forget_results(self) -> None:
         """Remove an earlier command's results: what lies there must be the last command's."""

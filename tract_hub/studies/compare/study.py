@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 
 import tract_hub
+from tract_hub.errors import ModelError
 from tract_hub.studies.compare import identity
 from tract_hub.studies.compare.aggregate import Comparison, compare_runs
 from tract_hub.studies.compare.devices import make_accelerator
@@ -19,7 +21,7 @@ from tract_hub.studies.compare.plots import draw
 from tract_hub.studies.compare.progress import Progress, make_progress
 from tract_hub.studies.compare.records import ORDINARY, Arm, RunRecord
 from tract_hub.studies.compare.results import results_csv, results_json
-from tract_hub.studies.compare.store import Store, to_json
+from tract_hub.studies.compare.store import REPORT, Store, to_json
 from tract_hub.studies.compare.tables import (
     Cells,
     accuracy_table,
@@ -38,13 +40,19 @@ from tract_hub.studies.settings import CompareSettings
 RUNS_FOLDER = Path("tract-hub-runs")
 
 
-def compare(settings: CompareSettings, console: Console, progress_console: Console) -> Path:
+def compare(
+    settings: CompareSettings,
+    console: Console,
+    progress_console: Console,
+    report: bool = False,
+) -> Path:
     """Train what has not been trained yet, and show and write the comparison.
 
     Args:
         settings: all choices.
         console: for tables and remarks.
         progress_console: for the progress bar.
+        report: write ``report.html`` too; one that an earlier command wrote is always renewed.
 
     Returns:
         The folder with ``results.json``, ``results.csv``, ``table.md`` and ``compare.png``.
@@ -56,6 +64,7 @@ def compare(settings: CompareSettings, console: Console, progress_console: Conso
     study, stem = make_study(settings)
     main = study.accelerator.is_main_process
     store = _store(study)
+    report = report or store.has_report()
     if main:
         store.open()
         _announce(console, study, store)
@@ -63,7 +72,7 @@ def compare(settings: CompareSettings, console: Console, progress_console: Conso
     timing = _timing(study, store)
     if main:
         comparison = compare_runs(runs, timing)
-        _write(study, stem, store, (runs, comparison, timing), console)
+        _write(study, stem, store, (runs, comparison, timing), console, report)
     study.accelerator.wait_for_everyone()
     return store.folder
 
@@ -184,15 +193,16 @@ def _write(
     store: Store,
     results: tuple[list[RunRecord], Comparison, dict[str, Any]],
     console: Console,
+    report: bool,
 ) -> None:
     runs, comparison, timing = results
     title = f"{study.plan.name} on {study.data.source.name}, with and without TrAct"
     command = identity.command_of(study.settings)
-    tables = [
+    tables = (
         facts_table(_facts(study, stem)),
         accuracy_table(comparison),
         gain_table(comparison, on_gpu=study.accelerator.device.type != "cpu"),
-    ]
+    )
     facts = {
         "title": title,
         "command": command,
@@ -206,13 +216,48 @@ def _write(
     store.write_result("compare.png", picture)
     store.write_result("table.md", to_markdown(title, tables, command))
     store.write_result("results.json", numbers)
-    _show(console, tables, store.folder)
+    if report:
+        page = _page(study, stem, store, (runs, comparison), (title, command, *tables))
+        store.write_result(REPORT, page)
+    _show(console, tables, store.folder, report)
 
 
-def _show(console: Console, tables: list[Cells], folder: Path) -> None:
+def _page(
+    study: Study,
+    stem: Any,
+    store: Store,
+    results: tuple[list[RunRecord], Comparison],
+    texts: tuple[str, str, Cells, Cells, Cells],
+) -> str:
+    from tract_hub.studies.compare.report.page import Report, render
+
+    runs, comparison = results
+    classes = len(study.data.source.classes)
+    given = _contributions(study, stem, store)
+    return render(Report(*texts, comparison, runs, classes, given, store.identity["versions"]))
+
+
+def _contributions(study: Study, stem: Any, store: Store) -> dict[str, Any] | str:
+    """Return what single images give to the first layer, or why that cannot be told."""
+    from tract_hub.studies.compare.report.contributions import measure_contributions
+
+    arms = arms_of(study.settings)
+    found = store.load_contributions(arms)
+    if found is not None:
+        return found
+    try:
+        measured = measure_contributions(study, stem, arms)
+    except ModelError as error:
+        return str(error)
+    store.save_contributions(measured)
+    return measured
+
+
+def _show(console: Console, tables: Sequence[Cells], folder: Path, report: bool) -> None:
     print_tables(console, tables)
+    page = f", {REPORT}" if report else ""
     console.print(
-        f"written to {os.fspath(folder)}: compare.png, table.md, results.json, results.csv",
+        f"written to {os.fspath(folder)}: compare.png, table.md, results.json, results.csv{page}",
         markup=False,
         highlight=False,
         soft_wrap=True,

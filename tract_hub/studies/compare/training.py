@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from torch.nn import functional as F
 import tract_hub
 from tract_hub.studies.compare.optim import make_optimizer, make_schedule
 from tract_hub.studies.compare.progress import Progress
-from tract_hub.studies.compare.records import Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.compare.records import Arm, EpochRecord, RunRecord
+from tract_hub.studies.compare.snapshots import Snapshots
 from tract_hub.studies.files import write_atomically
 from tract_hub.studies.images.prepared import Prepared, test_loader, train_loader
 from tract_hub.studies.models.plan import ModelPlan, logits_of
 from tract_hub.studies.settings import CompareSettings
 
-FILTERS_KEPT = 16
 DIGEST_BASE = 1_000_003
 
 
@@ -98,11 +97,13 @@ def train_run(
 
     """
     run = _Run(study, arm, seed)
+    snapshots = Snapshots(study.stems[0], run.stem_weight, study.settings.epochs)
     epochs: list[EpochRecord] = []
     for epoch in range(1, study.settings.epochs + 1):
         record = run.epoch(epoch, progress)
         epochs.append(record)
         progress.epoch_ended(record)
+        snapshots.after(epoch, last=not record.finite())
         if not record.finite():
             break
     if keep is not None:
@@ -115,7 +116,7 @@ def train_run(
         diverged_at=diverged_at,
         start=run.start,
         batches=run.batches(),
-        filters=run.filters(),
+        filters=snapshots.filters(),
     )
 
 
@@ -193,20 +194,10 @@ class _Run:
             weights = {name: value.cpu() for name, value in model.state_dict().items()}
             write_atomically(path, safetensors.torch.save(weights))
 
-    def filters(self) -> Filters:
+    def stem_weight(self) -> Tensor:
         model = self.study.accelerator.unwrap_model(self.model)
-        weight = model.get_parameter(self.study.stems[0]).detach().float().cpu()
-        count = min(FILTERS_KEPT, len(weight))
-        rows = tuple(i * len(weight) // count for i in range(count))
-        values = [_rounded(weight[row].tolist()) for row in rows]
-        return Filters(self.study.stems[0], rows, values)
-
-
-def _rounded(values: Any) -> Any:
-    """Keep five digits: a picture shows no more."""
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return float(f"{values:.5g}") if math.isfinite(values) else math.nan
+        weight: Tensor = model.get_parameter(self.study.stems[0])
+        return weight
 
 
 def state_digest(model: nn.Module) -> str:

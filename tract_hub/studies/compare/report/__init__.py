@@ -1,0 +1,1 @@
+"""``report.html``: a comparison as one page that needs nothing beside it."""
