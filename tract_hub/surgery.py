@@ -32,6 +32,7 @@ class StemStatus:
         weight_name: name of its parameter in ``model.named_parameters()``.
         lam: the damping λ.
         scope: whose rows the Gram matrix is taken over.
+        rows: the share of the images that it is taken from; below 1 it is an estimate.
         frozen: whether the weight takes no gradient now.
         training: whether its module is in training mode; in eval mode it is the ordinary layer.
 
@@ -40,6 +41,7 @@ class StemStatus:
     weight_name: str
     lam: float
     scope: Scope
+    rows: float
     frozen: bool
     training: bool
 
@@ -50,6 +52,7 @@ def enable(
     stems: Sequence[str | Stem] | None = None,
     scope: Scope = "rank",
     example_inputs: Any = None,
+    rows: float = 1.0,
 ) -> Model:
     """Give the first layers of a model the exact TrAct gradient.
 
@@ -64,17 +67,20 @@ def enable(
         scope: ``"rank"``, the rows of this process's batch; ``"global"``, the rows of all
             processes and of all backwards of an optimizer's step.
         example_inputs: inputs to follow the pixels with, see ``locate``.
+        rows: the share of the images that the Gram matrix is estimated from; at 1, the default,
+            the gradient is exact, below it is not that of TrAct. See ``TractConfig``.
 
     Returns:
         The same object.
 
     Raises:
-        ValueError: λ is not a finite positive number, or the scope is unknown.
+        ValueError: λ is not a finite positive number, the scope is unknown, or ``rows`` is not
+            above 0 and at most 1, or below 1 with the scope ``"global"``.
         TypeError: the model is no module, or ``stems`` no list of names.
         TractError: there is no first layer that can be treated exactly; nothing was changed.
 
     """
-    config = TractConfig(lam, scope)
+    config = TractConfig(lam, scope, rows)
     _check_module("enable", model)
     present = status(model)
     if present:
@@ -119,7 +125,7 @@ def status(model: nn.Module) -> tuple[StemStatus, ...]:
         weight = f"{name}.{gate.parameters[0]}".lstrip(".")
         parameters = [module.get_parameter(parameter) for parameter in gate.parameters]
         frozen = not any(parameter.requires_grad for parameter in parameters)
-        state = StemStatus(weight, gate.lam, _scope(gate), frozen, module.training)
+        state = StemStatus(weight, gate.lam, _scope(gate), gate.rows, frozen, module.training)
         found.setdefault(id(gate.forward_uses), state)
     return tuple(sorted(found.values(), key=lambda state: state.weight_name))
 
@@ -148,7 +154,7 @@ def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> Non
         uses = ForwardUses(stem.weight_name, (groups, stem.in_features))
         every_use.append(uses)
         for site in stem.sites:
-            gate = WeightGate(site.operation, site.parameters, config.lam, uses)
+            gate = WeightGate(site.operation, site.parameters, config.lam, uses, rows=config.rows)
             gate.attach(model.get_submodule(site.module_name))
     ForwardScope(every_use).attach(model)
     _set_scope(model, config.scope)
@@ -184,7 +190,7 @@ def _adjust(
     names = [state.weight_name for state in present]
     if stems is not None and sorted(s.weight_name for s in named_stems(model, stems)) != names:
         raise TractError(f"TrAct is already on {', '.join(names)}: call disable(model) first")
-    before = TractConfig(present[0].lam, present[0].scope)
+    before = TractConfig(present[0].lam, present[0].scope, present[0].rows)
     if before == config:
         return
     changes = []
@@ -192,6 +198,8 @@ def _adjust(
         changes.append(f"λ changed from {before.lam:g} to {config.lam:g}")
     if before.scope != config.scope:
         changes.append(f"scope changed from {before.scope!r} to {config.scope!r}")
+    if before.rows != config.rows:
+        changes.append(f"rows changed from {before.rows:g} to {config.rows:g}")
     # First of all: a warning may be an error.
     warnings.warn(
         f"TrAct was already on {', '.join(names)}: {', '.join(changes)}",
@@ -199,7 +207,7 @@ def _adjust(
         stacklevel=3,
     )
     for _, _, gate in _owned(model, WeightGate):
-        gate.lam = config.lam
+        gate.lam, gate.rows = config.lam, config.rows
     if before.scope != config.scope:
         _set_scope(model, config.scope)
     _forget_compiled()

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tract_hub.method.operations import LinearCall
+from tract_hub.method.panels import LARGE, gram_panels, mirrored
 from tract_hub.method.patches import count_rows, row_chunks
 from tract_hub.method.precision import Precision, precision_for, widest
 from tract_hub.method.sliding import slides, sliding_gram
-
-LARGE = 256
-"""Features from which on the symmetry of the Gram matrix saves more than smaller products cost."""
 
 ROUNDING = 8
 """Rounding errors of a Gram matrix, in units of eps × trace."""
 
 ROUGH = 64
 """Times its rounding errors that the damping is, at least, where float32 is good enough."""
-
-PANEL = 128
-"""Lines of a large Gram matrix that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -89,40 +83,6 @@ def _symmetry_saves_more(call: LinearCall) -> bool:
 def _summed(call: LinearCall, precision: Precision) -> Tensor:
     panels: list[Tensor] = []
     for piece in row_chunks(call):
-        added = _panels(piece.to(precision.products), precision)
+        added = gram_panels(piece.to(precision.products), precision)
         panels = [a + b for a, b in zip(panels, added, strict=True)] if panels else added
-    return _mirrored(panels)
-
-
-def _panels(rows: Tensor, precision: Precision) -> list[Tensor]:
-    """XᵀX of (groups, rows, n) in panels of successive lines, each from its diagonal block on."""
-    starts = range(0, rows.shape[-1], PANEL) if rows.shape[-1] >= LARGE else (0,)
-    width = PANEL if len(starts) > 1 else rows.shape[-1]
-    return [_product(rows[..., s : s + width], rows[..., s:], precision) for s in starts]
-
-
-def _mirrored(panels: list[Tensor]) -> Tensor:
-    """Fill in what is left of the diagonal blocks."""
-    lines = []
-    for i, panel in enumerate(panels):
-        begins = panels[0].shape[-1] - panel.shape[-1]
-        left = [
-            above[..., begins - start :][..., : panel.shape[-2]].mT
-            for above, start in zip(panels[:i], range(0, begins, PANEL), strict=True)
-        ]
-        lines.append(torch.cat([*left, panel], dim=-1))
-    return torch.cat(lines, dim=-2)
-
-
-def _product(left: Tensor, right: Tensor, precision: Precision) -> Tensor:
-    """LeftᵀRight of (groups, rows, n) and (groups, rows, m), block by block."""
-    block = precision.block_rows
-    whole = left.shape[1] // block * block if block else 0
-    parts = []
-    if whole:
-        blocks = [rows[:, :whole].unflatten(1, (-1, block)) for rows in (left, right)]
-        parts.append((blocks[0].mT @ blocks[1]).sum(1, dtype=precision.sums))
-    if whole < left.shape[1] or not parts:
-        parts.append((left[:, whole:].mT @ right[:, whole:]).to(precision.sums))
-    total: Tensor = functools.reduce(torch.add, parts)
-    return total
+    return mirrored(panels)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice, warn_of_eval
 from tract_hub.method.gram import Gram, gram_of
-from tract_hub.method.operations import LinearCall, read_call, with_weight
+from tract_hub.method.operations import LinearCall, read_call, thinned, with_weight
 from tract_hub.method.step import Step
 
 
@@ -35,6 +35,7 @@ class WeightGate:
         forward_uses: shared by all gates of the same weight.
         step: shared by all gates of the model, where the rows of a step are summed; None where
             each forward stands for itself.
+        rows: the share of the images that the Gram matrix is estimated from.
 
     """
 
@@ -45,12 +46,14 @@ class WeightGate:
         lam: float,
         forward_uses: ForwardUses,
         step: Step | None = None,
+        rows: float = 1.0,
     ) -> None:
         self.operation = operation
         self.parameters = parameters
         self.lam = lam
         self.forward_uses = forward_uses
         self.step = step
+        self.rows = rows
         self._attached = True
         self._running = _Forwards()
         self._thread = _Thread()
@@ -291,7 +294,8 @@ class _GatedForward(TorchFunctionMode):
             return call.weight if silent else notice(call.weight, uses.report_untreated)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
             self.gate.forward_uses.gated = True
-            return gate_weight(call, self._correction(gram_of(call, self.gate.lam)))
+            gram = gram_of(thinned(call, self.gate.rows), self.gate.lam)
+            return gate_weight(call, self._correction(gram))
 
     def _correction(self, gram: Gram) -> Correction:
         gate, uses = self.gate, self.gate.forward_uses

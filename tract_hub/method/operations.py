@@ -8,7 +8,7 @@ and the weight that were truly used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,19 @@ def with_weight(
         if name in kwargs:
             return args, {**kwargs, name: weight}
     return (args[0], weight, *args[2:]) if len(args) > 1 else (weight, *args[1:]), kwargs
+
+
+def thinned(call: LinearCall, share: float) -> LinearCall:
+    """Return a call on every 1/share-th entry of the batch, the first among them.
+
+    1/share is rounded down. An input without a batch, such as one image, stays whole.
+    """
+    step, batch = int(1 / share), call.input
+    convolution = call.convolution
+    batched = (
+        batch.dim() >= 2 if convolution is None else batch.dim() == len(convolution.kernel) + 2
+    )
+    return replace(call, input=batch[::step]) if batched and step > 1 else call
 
 
 def _conv_reader(dimensions: int) -> Callable[..., LinearCall]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tract_hub.method.operations import Convolution, LinearCall
+from tract_hub.method.panels import mirrored
 from tract_hub.method.patches import CHUNK_ELEMENTS, output_size
 from tract_hub.method.precision import Precision
 
@@ -42,7 +43,8 @@ def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precisio
         _by_edge(_products(images.to(precision.products), convolution, lines), lines, precision)
         for images in call.input.split(max(1, together))
     )
-    return _assemble(functools.reduce(torch.add, sums), channels, convolution)
+    panels = _panels(functools.reduce(torch.add, sums), channels, convolution)
+    return _as_weight(mirrored(panels), channels, convolution).unsqueeze(0)
 
 
 def _taps(convolution: Convolution) -> int:
@@ -85,19 +87,22 @@ def _by_edge(products: Tensor, lines: int, precision: Precision) -> Tensor:
     return torch.cat([products[:extra], shared, products[lines:]])
 
 
-def _assemble(by_edge: Tensor, channels: int, convolution: Convolution) -> Tensor:
-    """Sum the products of each pair of kernel rows, and order them as the flattened weight."""
+def _panels(by_edge: Tensor, channels: int, convolution: Convolution) -> list[Tensor]:
+    """Sum the products of each pair of kernel rows: one panel of lines a tap."""
     (height, width), stride = convolution.kernel, convolution.stride[0]
     row, taps = channels * width, _taps(convolution)
-    lines = []
+    panels = []
     for tap in range(taps):
         above = stride * tap * row  # features of the kernel rows above the first of this tap
         fresh = min(stride * row, height * row - above)
-        pairs = by_edge[tap : tap + taps, :fresh, : height * row - above].sum(0)
-        lines.append(F.pad(pairs, (above, 0)))
-    upper = torch.cat(lines)
-    whole = upper.triu() + upper.triu(1).mT
+        panels.append(by_edge[tap : tap + taps, :fresh, : height * row - above].sum(0))
+    return panels
+
+
+def _as_weight(gram: Tensor, channels: int, convolution: Convolution) -> Tensor:
+    """Order features, (kernel row, channel, kernel column), as the flattened weight's."""
+    height, width = convolution.kernel
     order = (height, channels, width)
-    ordered = whole.unflatten(1, order).unflatten(0, order).permute(1, 0, 2, 4, 3, 5)
-    gram: Tensor = ordered.flatten(3).flatten(0, 2).unsqueeze(0)
-    return gram
+    ordered = gram.unflatten(1, order).unflatten(0, order).permute(1, 0, 2, 4, 3, 5)
+    whole: Tensor = ordered.flatten(3).flatten(0, 2)
+    return whole

@@ -32,7 +32,7 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
         damped, damping = damp(gram, lam)
         factor, info = torch.linalg.cholesky_ex(damped)
         columns = gradient.reshape(groups, -1, features).to(damped.dtype).mT
-        solved = torch.cholesky_solve(columns, factor.contiguous()).mT
+        solved = torch.cholesky_solve(columns, factor).mT
         # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN. The
         # trace of a Gram matrix, and with it the damping, is not finite where an entry is not.
         sound = (info == 0) & damping.isfinite()[:, 0, 0]
@@ -42,8 +42,8 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
 
 def damp(gram: Gram, lam: float) -> tuple[Tensor, Tensor]:
     """Return XᵀX / rows + λI, (groups, n, n), and the λ that it took, (groups, 1, 1)."""
-    device = gram.total.device
-    wide = widest_dtype(device)
+    wide = widest_dtype(gram.total.device)
     damping = gram.rounding().to(wide).clamp_min(lam)
-    eye = torch.eye(gram.total.shape[-1], dtype=wide, device=device)
-    return gram.total.to(wide) / max(gram.rows, 1) + damping * eye, damping
+    damped = gram.total.to(wide) / max(gram.rows, 1)
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., 0])
+    return damped, damping

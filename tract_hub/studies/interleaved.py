@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,17 @@ def _round(timers: Sequence[Callable[[], float]], backwards: bool) -> list[float
     for i, timer in reversed(order) if backwards else order:
         times[i] = timer()
     return times
+
+
+def thread_seconds(work: Callable[[], object]) -> Callable[[], float]:
+    """Return a timer of the CPU time that the calling thread spends on some work."""
+
+    def timer() -> float:
+        began = time.thread_time()
+        work()
+        return time.thread_time() - began
+
+    return timer
 
 
 def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
