@@ -23,8 +23,9 @@ PANEL_INCHES, DPI, MOST_CURVES = (3.6, 3.4), 150, 5
 def draw(study: Study, trained: Sequence[Trained]) -> bytes:
     """Return the picture as PNG.
 
-    A part of several lengths shows the final accuracy by length, one of many λ by λ, another its
-    accuracy by epoch; bars and bands are the sample deviation over seeds.
+    Without TrAct, one panel has the final accuracy by part. Else a part of several lengths shows
+    the final accuracy by length, one of many λ by λ, another its accuracy by epoch; bars and bands
+    are the sample deviation over seeds.
 
     Args:
         study: gives the title.
@@ -32,6 +33,8 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
 
     """
     names = list(dict.fromkeys(t.part.name for t in trained))
+    if not any(t.part.lams for t in trained):
+        return _png(_by_part(study, trained))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     width, height = PANEL_INCHES
@@ -60,9 +63,30 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
         fontsize=9,
     )
     figure.suptitle(study.title, fontsize=11)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _by_part(study: Study, trained: Sequence[Trained]) -> Figure:
+    figure = Figure(figsize=(7.0, 1.2 + 0.32 * len(trained)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    whole = [t for t in trained if finished(t.runs, None)]
+    means, spreads = zip(*(_final(t, None) for t in whole), strict=True)
+    names = [f"{t.part.name}, {t.part.epochs} epochs" for t in whole]
+    axes.errorbar(means, names, xerr=spreads, capsize=3, linestyle="", marker="o", color=COLOURS[0])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("test accuracy, mean and deviation over seeds")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_title(study.title, fontsize=11)
+    return figure
 
 
 def _draw_part(axes: Axes, lengths: Sequence[Trained]) -> None:

@@ -90,12 +90,18 @@ def _page(
         "![Test accuracy](picture.png)",
         *_listed("What the paper reports", study.paper),
         "## Here",
-        _table(_HEAD, (_cells(line, study) for line in lines)),
+        *_results(lines, study),
         *_shorter_section(shorter),
-        *NOTES,
         *_listed("What differs from the paper", study.notes),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _results(lines: Sequence[Line], study: Study) -> list[str]:
+    if any(line.lam is not None for line in lines):
+        return [_table(_HEAD, (_cells(line, study) for line in lines)), *NOTES]
+    rows = ([line.part, str(line.epochs), _accuracy(line)] for line in lines)
+    return [_table(("part", "epochs", "final accuracy"), rows), NOTES[0]]
 
 
 _HEAD = (
