@@ -217,7 +217,7 @@ the weight. TrAct makes
 - n³/3 for the Cholesky factor and 2·n²·m for the two triangular solves.
 
 So for large R the ratio is n·s/(2·m·h) for windows and n·(1 + 128/n)/(4·m) for patches: flat in
-batch and resolution, proportional to n, whatever the kernel and the channels that n is made of."""
+batch and resolution, and proportional to n, times s/h for windows."""
 
 WHERE_THEY_PART = """## Where they part
 
