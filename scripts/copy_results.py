@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/method-card.md")
+PAGES = ("README.md", "docs/method-card.md", "docs/guidance.md")
 BLOCK = re.compile(r"(<!-- from ([^,\n]+?)(?:, ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 WHERE = "stems: 'Sequence[str | Stem] | None' = None"
 FUNCTIONS = {
     "enable": "(model: 'Model', lam: 'float' = 0.1, "
-    f"{WHERE}, scope: 'Scope' = 'rank', example_inputs: 'Any' = None) -> 'Model'",
+    f"{WHERE}, scope: 'Scope' = 'rank', example_inputs: 'Any' = None, "
+    "rows: 'float' = 1.0) -> 'Model'",
     "disable": "(model: 'Model') -> 'Model'",
     "locate": "(model: 'nn.Module', example_inputs: 'Any' = None) -> 'tuple[Stem, ...]'",
     "status": "(model: 'nn.Module') -> 'tuple[StemStatus, ...]'",
@@ -29,8 +30,8 @@ FUNCTIONS = {
 RECORDS = {
     "Stem": "weight_name module_name module in_features operation geometry path sites uses derived "
     "notes reason",
-    "StemStatus": "weight_name lam scope frozen training",
-    "TractConfig": "lam scope",
+    "StemStatus": "weight_name lam scope rows frozen training",
+    "TractConfig": "lam scope rows",
 }
 ERRORS = {
     "TractError": Exception,

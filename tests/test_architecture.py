@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "studies.audit": {*SHARED, "", "adapters"},  # reports on the adapters
     "studies.inspect": {*SHARED, "", "adapters", "method.patches"},  # so does this; counts rows
     "studies.bench": {*SHARED, "", "method"},  # puts clocks into the method
+    "studies.compare.optim": {*SHARED, "", "integrations.trainer.stem_group"},  # an SGD stem
     "commands": {*SHARED, "studies"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},

@@ -165,11 +165,11 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
     trained = []
     original = compare_module.train_run
 
-    def interrupted(study, arm, seed, progress):
+    def interrupted(study, arm, seed, *others):
         if len(trained) == 3:
             raise KeyboardInterrupt
         trained.append((arm, seed))
-        return original(study, arm, seed, progress)
+        return original(study, arm, seed, *others)
 
     monkeypatch.setattr(compare_module, "train_run", interrupted)
     capsys.readouterr()
@@ -183,7 +183,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
     monkeypatch.setattr(
         compare_module,
         "train_run",
-        lambda study, arm, seed, p: again.append((arm, seed)) or original(study, arm, seed, p),
+        lambda study, *run: again.append(run[:2]) or original(study, *run),
     )
     assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert "resuming: 3 of 4" in capsys.readouterr().out
@@ -255,7 +255,7 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
     monkeypatch.setattr(
         compare_module,
         "train_run",
-        lambda study, arm, seed, p: made.append((str(arm), seed)) or original(study, arm, seed, p),
+        lambda study, *run: made.append((str(run[0]), run[1])) or original(study, *run),
     )
     assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
     made.clear()

@@ -132,7 +132,7 @@ def test_the_measurement_is_of_the_start_weights_on_training_images():
     inputs = study.data.normaliser()(images)
     X = F.unfold(inputs, 4, stride=4).transpose(1, 2).flatten(0, 1)
     model = fresh_model(study, ORDINARY, 0).train()
-    ordinary = image_by_image(model, inputs, labels, 0.1, model.get_parameter(study.stem))
+    ordinary = image_by_image(model, inputs, labels, 0.1, model.get_parameter(study.stems[0]))
     for arm, expected in ((ORDINARY, ordinary), (TRACT, ordinary @ inverse_gram(X))):
         norms = expected.flatten(1).norm(dim=1).tolist()
         assert measured["norms"][str(arm)][:32] == pytest.approx(norms, rel=1e-3)

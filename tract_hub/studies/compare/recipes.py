@@ -81,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
             "data": "digits",
             "image_size": 16,
             "optimizer": "adam",
-            # The best of ordinary training on a small grid: scripts/choose_default_lr.py.
+            # The best of ordinary training: docs/results/studies/default-learning-rate.
             "lr": 3e-3,
             "epochs": 15,
             "batch_size": 64,
