@@ -30,7 +30,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["inspect", "compare"])
 def test_a_folder_with_code_of_its_own_never_runs_it(command, folder, capsys) -> None:
-    arguments = [str(folder)] if command == "inspect" else [*TINY[8:], "--model", str(folder)]
+    arguments = [str(folder)] if command == "inspect" else [*TINY[10:], "--model", str(folder)]
     with pytest.raises(SystemExit) as stop:
         main([command, *arguments])
     line = capsys.readouterr().err
