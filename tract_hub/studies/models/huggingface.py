@@ -41,7 +41,15 @@ def huggingface_builder(
             f"the weights in {folder.name} are for {config.num_channels} channels and the images "
             f"have {channels}; convert them with --channels {config.num_channels}"
         )
-    return lambda size: _build(folder, channels, classes, None if weighted else size, weighted)
+
+    def build(size: int | None) -> nn.Module:
+        try:
+            return _build(folder, channels, classes, None if weighted else size, weighted)
+        except Exception as error:
+            refuse_foreign_code(folder, error)
+            raise
+
+    return build
 
 
 def refuse_foreign_code(path: Path, error: Exception) -> None:
