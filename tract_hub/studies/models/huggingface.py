@@ -82,22 +82,14 @@ def _config(folder: Path) -> Any:
 def _build(
     folder: Path, channels: int, classes: tuple[str, ...], size: int | None, weighted: bool
 ) -> nn.Module:
+    from transformers import AutoModelForImageClassification
+
     config = _config(folder)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: i for i, name in enumerate(classes)}
     for name, value in (("num_channels", channels), ("image_size", size)):
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
-    try:
-        return _made(folder, config, weighted)
-    except ValueError as error:
-        refuse_foreign_code(folder, error)
-        raise
-
-
-def _made(folder: Path, config: Any, weighted: bool) -> nn.Module:
-    from transformers import AutoModelForImageClassification
-
     if not weighted:
         model: nn.Module = AutoModelForImageClassification.from_config(
             config, trust_remote_code=False
