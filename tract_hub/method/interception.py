@@ -156,6 +156,7 @@ class ForwardUses:
         """Begin a forward. Outside of one, each use stands alone."""
         self._thread.here.uses = []
         self._thread.here.applied = False
+        self._thread.here.compiled = False
 
     def close(self) -> bool:
         """End it: from here on, only its graph knows the uses. Say whether it missed the weight."""
@@ -178,14 +179,18 @@ class ForwardUses:
         uses = self._thread.here.uses
         if uses is None:
             return []
-        if torch.compiler.is_compiling() and uses:
-            # A compiled backward is traced at once, when later uses are not known yet.
+        compiling = torch.compiler.is_compiling()
+        if uses and (compiling or self._thread.here.compiled):
+            # A compiled backward is traced at once, when later uses are not known yet; and where
+            # tracing ends at this error, what it has compiled before stays in use.
             raise TractError(
                 f"{self.weight_name!r} is used several times in one forward, which cannot be "
-                "compiled with TrAct: leave the part that uses it out of torch.compile"
+                "compiled with TrAct: leave the part that uses it out of torch.compile, and "
+                "compile those after it (model.blocks.compile())"
             )
+        self._thread.here.compiled = compiling
         uses.append(gram)
-        return [] if torch.compiler.is_compiling() else uses
+        return [] if compiling else uses
 
 
 class _Here:
@@ -195,6 +200,7 @@ class _Here:
         self.modes: list[_GatedForward] = []  # of one gate, entered and not left
         self.uses: list[Gram] | None = None  # of one weight, in an open forward
         self.applied = False  # that weight, in that forward
+        self.compiled = False  # that use
 
 
 class _Thread(threading.local):
