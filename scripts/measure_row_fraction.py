@@ -107,7 +107,7 @@ applied at 12,544 places of each, and by half of it where patches are large: dir
 only the images left out vary are hardly damped, and the gradient along them grows. With fewer rows
 than features the estimate is singular, and its error larger than the gradient. For small layers
 nothing is saved, for large ones the solve remains. The photographs are crops of two only, and the
-batches small: larger ones lose less. It is off unless asked for, and meant for experiments: what it
+batches small. It is off unless asked for, and meant for experiments: what it
 gives is not the gradient of TrAct."""
 
 
