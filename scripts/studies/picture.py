@@ -62,8 +62,12 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
         frameon=False,
         fontsize=9,
     )
-    figure.suptitle(study.title, fontsize=11)
+    figure.suptitle(_titled(study), fontsize=11)
     return _png(figure)
+
+
+def _titled(study: Study) -> str:
+    return f"{study.title}\n{study.scale}"
 
 
 def _png(figure: Figure) -> bytes:
@@ -85,7 +89,7 @@ def _by_part(study: Study, trained: Sequence[Trained]) -> Figure:
     axes.set_xlabel("test accuracy, mean and deviation over seeds")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E6E6E6", linewidth=0.6)
-    axes.set_title(study.title, fontsize=11)
+    axes.set_title(_titled(study), fontsize=11)
     return figure
 
 

@@ -113,7 +113,8 @@ def _cells(line: Line, study: Study) -> list[str]:
     arm = "ordinary" if line.lam is None else f"TrAct λ={line.lam:g}"
     gain = _points(line.gain)
     if study.against and line.part != study.against and line.over_reference:
-        gain += f"; over {study.against}: {_points(line.over_reference)}"
+        over = f"over {study.against}: {_points(line.over_reference)}"
+        gain = f"{gain}; {over}" if gain else over
     return [
         line.part,
         str(line.epochs),

@@ -19,7 +19,8 @@ HEAD = (
 NOTE = (
     "TrAct with λ = 0.1 against ordinary training of the same part, length and seeds; brackets are "
     "95 % confidence intervals over paired seeds. The ratio of epochs is that to the ordinary "
-    "model's final accuracy; below 1 is faster."
+    "model's final accuracy; below 1 is faster. What two studies share was trained once and stands "
+    "in both."
 )
 
 
@@ -33,22 +34,24 @@ def summarise(folder: Path) -> str:
         ValueError: a file is of another format.
 
     """
-    rows = []
+    rows, links = [], []
     for path in sorted(folder.glob("*/study.json")):
         study = json.loads(path.read_text(encoding="utf-8"))
         if study.get("format") != FORMAT:
             raise ValueError(f"{path} is of another format than {FORMAT}: run its study again")
-        link = f"[{study['study']}](studies/{study['study']}/table.md)"
-        rows += [_row(link, line) for line in study["lines"] if line["lam"] == LAM]
-    return "\n".join(["# What the studies show", "", NOTE, "", HEAD, *rows]) + "\n"
+        name = study["study"]
+        rows += [_row(name, line) for line in study["lines"] if line["lam"] == LAM]
+        links.append(f"- [{name}: {study['title']}](studies/{name}/table.md)")
+    table = ["## All with λ = 0.1", "", NOTE, "", HEAD, *rows]
+    return "\n".join(["# What the studies show", "", *table, "", "## Each", "", *links]) + "\n"
 
 
-def _row(link: str, line: dict[str, Any]) -> str:
+def _row(name: str, line: dict[str, Any]) -> str:
     gain, ratio = line["gain"], line["epoch_ratio"]
     seeds = len(line["accuracies"]) + line["diverged"]
     points = _bracketed(gain, 100, "+.1f") if gain else "diverged"
     reached = _bracketed(ratio, 1, ".2f") if ratio else f"{line['reached']} of {seeds} got there"
-    cells = (link, line["part"], str(line["epochs"]), points, line["verdict"], reached)
+    cells = (name, line["part"], str(line["epochs"]), points, line["verdict"], reached)
     return f"| {' | '.join(cells)} |"
 
 

@@ -216,7 +216,7 @@ def test_a_study_trains_all_parts_once_and_writes_what_it_found(tiny, tmp_path) 
     from summary import summarise
 
     (line,) = [row for row in summarise(tmp_path / "out").splitlines() if "| bytes |" in row]
-    assert line.startswith("| [tiny](studies/tiny/table.md) | bytes | 2 | +")
+    assert line.startswith("| tiny | bytes | 2 | +")
     (folder / "study.json").write_text(
         (folder / "study.json").read_text().replace('"format": 1', '"format": 0')
     )
