@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,29 +91,34 @@ def test_an_audit_killed_again_and_again_has_every_model_once(tmp_path: Path) ->
     assert sorted(done[1:]) == sorted(MODELS)
 
 
-@pytest.fixture
-def small_files():
-    """Let no file of this process grow beyond 100 bytes."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Let no file of this process grow beyond 100 bytes, pytest's own output included."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, small_files) -> None:
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_atomically(path, "before")
-    with pytest.raises(StudyError, match=r"results\.json cannot be written: File too large"):
+    with (
+        pytest.raises(StudyError, match=r"results\.json cannot be written: File too large"),
+        small_files(),
+    ):
         write_atomically(path, "x" * 200)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "before")]
 
 
-def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path, small_files) -> None:
+def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     append_line(path, "a" * 70)
-    with pytest.raises(StudyError, match="cannot be written: File too large"):
+    with pytest.raises(StudyError, match="cannot be written: File too large"), small_files():
         append_line(path, "b" * 70)
     append_line(path, "c")
     assert path.read_text() == "a" * 70 + "\nc\n"
