@@ -198,6 +198,8 @@ def test_a_failure_half_way_changes_nothing() -> None:
         tract_hub.enable(model, stems=["conv1", "bn1"])
     with pytest.raises(TypeError, match="list"):
         tract_hub.enable(model, stems="conv1")
+    with pytest.raises(tract_hub.StemNotFoundError, match=r"stems is empty: .* leave it out"):
+        tract_hub.enable(model, stems=[])
     assert snapshot(model) == before
 
 

@@ -1,5 +1,7 @@
 """Modules of no zoo: rank, channels and size are found from what the layers want."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,12 @@ class NeverReads(nn.Module):
         return self.conv(self.picture)
 
 
+class Locked(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 4, 3)
+        self.lock = threading.Lock()
+
+
 def clip_net():
     pooled = nn.Sequential(nn.Conv3d(3, 8, 3, 2, 1), nn.MaxPool3d(4), nn.Flatten())
     return nn.Sequential(*pooled, nn.Linear(8 * 2 * 10 * 10, 3))
@@ -160,6 +168,7 @@ def test_inputs_that_are_given(model, inputs) -> None:
         (nn.ReLU(), "StemNotFoundError", "ReLU.*stems="),
         (nn.LSTM(28, 10), "UnsupportedStemError", "LSTM.*stems="),
         (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward first"),
+        (Locked(), "ExampleInputError", r"Locked cannot be copied .*lock.*stems="),
     ],
 )
 def test_refusals_say_what_reached_what_and_what_to_pass(model, error, message) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tract_hub.cli import main
-from tract_hub.studies.bench import cases
+from tract_hub.errors import StudyError
+from tract_hub.studies.bench import cases, memory
 from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import Case
 from tract_hub.studies.bench.report import OWN, markdown, memory_table, steps_table
@@ -72,6 +73,26 @@ def test_an_unknown_case_or_device_is_one_line(
     assert "there is no case 'resnet'; there is tiny" in capsys.readouterr().err
     assert bench("--device", "abacus", "--out", str(tmp_path)) == 2
     assert "no device 'abacus'" in capsys.readouterr().err
+
+
+def test_memory_is_not_measured_where_the_system_does_not_tell_it(
+    tiny: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exists = Path.exists
+    elsewhere = Path("/proc/self/status")
+    monkeypatch.setattr(Path, "exists", lambda path: path != elsewhere and exists(path))
+    assert bench("--out", str(tmp_path / "bench")) == 2
+    assert "peak memory is measured on Linux only: add --no-memory" in capsys.readouterr().err
+    assert not (tmp_path / "bench").exists()
+
+
+def test_a_batch_too_large_for_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "BATCHES", (10**9,))  # 600 TB
+    with pytest.raises(StudyError, match="ordinary did not survive a batch of 1000000000 images"):
+        memory.peak_memory()
 
 
 def test_turns_are_taken_in_reverse_every_second_round() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from PIL import Image
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.studies.conftest import TINY, picture
 from tract_hub.cli import main
@@ -54,6 +57,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--seeds", "-1", "--seeds"),
         ("--seeds", "one", "--seeds must be whole numbers"),
         ("--seeds", "4-2", "--seeds needs at least one value"),
+        ("--seeds", str(2**32), "--seeds must lie in [0, 2^32), got 4294967296"),
         ("--channels", "2", "--channels must be 1 or 3"),
         ("--momentum", "1", "--momentum must lie in [0, 1)"),
         ("--label-smoothing", "1", "--label-smoothing must lie in [0, 1)"),
@@ -94,6 +98,9 @@ def test_option_values_that_make_no_sense(capsys, option, value, says):
         ("--device cuda:77", "no device 'cuda:77'"),
         ("--device gpu", "no device 'gpu'"),
         ("--precision fp16 --device cpu", "--precision fp16 needs a GPU"),
+        ("--precision fp16 --device meta", "--precision fp16 does not work here, try another: "),
+        ("--model resnet10t --model-arg features_only=True", "returns list, not class scores"),
+        ("--model-arg global_pool=", "for two images, not (2, 10); it is no image classifier"),
     ],
 )
 def test_models_data_and_devices_that_are_not_there(capsys, arguments, says):
@@ -151,6 +158,37 @@ def test_a_parquet_file_without_what_training_needs(capsys, tmp_path, columns, s
     assert says in refusal(capsys, "--data", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("splits", "options", "says"),
+    [
+        ({"test": [0, 1]}, [], "no train split, only test; name one train"),
+        ({"train": [0, 1], "test": [0, 2]}, [], "the test images' class 2: check the labels"),
+        (
+            {"train": [0, 1, 2], "test": [2]},
+            ["--classes", "0,1"],
+            "the test split of saved is empty; give it images, or other --classes",
+        ),
+    ],
+)
+def test_splits_that_do_not_fit_together(capsys, tmp_path, splits, options, says):
+    from datasets import Dataset, DatasetDict, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    saved = {
+        name: Dataset.from_dict({"image": [picture(0)] * len(labels), "label": labels}, features)
+        for name, labels in splits.items()
+    }
+    DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    capsys.readouterr()  # its progress
+    assert says in refusal(capsys, "--data", str(tmp_path / "saved"), *options)
+
+
+def test_one_image_of_a_class_cannot_be_cut_in_two_splits(capsys, image_folder):
+    line = refusal(capsys, "--data", str(image_folder(count=1)))
+    assert "no test split there, and none can be cut from train: " in line
+
+
 def test_deep_pixels_are_not_clipped_in_silence(capsys, image_folder):
     folder = image_folder()
     Image.new("I;16", (12, 12)).save(folder / "cat" / "0.png")
@@ -175,6 +213,20 @@ def test_model_folders_that_are_no_image_classifier(capsys, tmp_path, config, sa
     assert says in refusal(capsys, "--model", str(hf_folder(tmp_path / "model", **config)))
 
 
+def test_model_arguments_are_not_for_a_folder(capsys, tmp_path):
+    folder = hf_folder(tmp_path / "model", model_type="vit")
+    line = refusal(capsys, "--model", str(folder), "--model-arg", "depth=1")
+    assert "--model-arg is for timm models; edit the folder's config.json" in line
+
+
+def test_a_size_that_neither_images_nor_model_tell(capsys, image_folder, tmp_path):
+    sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic"}
+    folder = hf_folder(tmp_path / "model", model_type="resnet", **sizes)
+    oblong = image_folder(size=(12, 9))
+    line = refusal(capsys, "--data", str(oblong), "--model", str(folder))
+    assert "does not say its image size; pass --image-size" in line
+
+
 def test_a_model_folder_without_config(capsys, tmp_path):
     assert "no config.json" in refusal(capsys, "--model", str(tmp_path))
 
@@ -190,6 +242,44 @@ def test_weights_for_other_channels(capsys, tmp_path):
     (folder / "model.safetensors").write_bytes(b"")
     line = refusal(capsys, "--model", str(folder))
     assert "3 channels and the images have 1; convert them with --channels 3" in line
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a launcher's first process of two finds; the other never answers."""
+    launched = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--device cuda:1", "--device cuda:1 is one device; a launcher's processes need auto"),
+        ("--batch-size 33 --device cpu", "33 cannot be shared by 2 processes; choose a multiple"),
+    ],
+)
+def test_what_a_launcher_s_processes_cannot_share(capsys, two_processes, arguments, says):
+    assert says in refusal(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("inspect torchvision:resnet5", "no model 'torchvision:resnet5'; did you mean torchvision"),
+        ("inspect config.json", "config.json holds no configuration of Transformers: "),
+        ("audit timm --only nothing*", "no model of timm is called 'nothing*'; give --only a"),
+    ],
+)
+def test_models_that_the_other_commands_do_not_find(capsys, arguments, says):
+    Path("config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_an_out_folder_that_cannot_be_written(capsys, tmp_path):

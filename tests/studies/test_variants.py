@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import tract_hub
 from tests.studies.conftest import ONE_SEED, TINY
 from tract_hub.cli import main
-from tract_hub.errors import TractWarning
+from tract_hub.errors import SettingsError, TractWarning
 from tract_hub.studies.compare.optim import make_optimizer
 from tract_hub.studies.compare.recipes import build_settings
 from tract_hub.studies.compare.study import make_study
@@ -105,6 +106,12 @@ def test_the_first_layer_can_have_sgd_and_a_rate_of_its_own() -> None:
     torch.testing.assert_close(moved[stem], torch.full_like(moved[stem], 0.05))
     rest = torch.cat([value.flatten() for name, value in moved.items() if name != stem])
     torch.testing.assert_close(rest, torch.full_like(rest, made.settings.lr))  # Adam's first step
+
+
+def test_an_optimizer_that_refuses_its_settings_is_named() -> None:
+    settings = build_settings("digits-vit", {"optimizer": "nlars", "momentum": 0.0})
+    with pytest.raises(SettingsError, match="optimizer nlars cannot be made: Nesterov momentum"):
+        make_optimizer(nn.Linear(2, 2), settings)
 
 
 def test_an_image_is_cut_from_its_padded_self_and_every_second_is_flipped() -> None:

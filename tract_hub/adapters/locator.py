@@ -16,7 +16,7 @@ from tract_hub.adapters.wrappers import unwrap
 from tract_hub.adapters.zoos.examples import Example
 from tract_hub.adapters.zoos.lookup import zoo_of
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
-from tract_hub.method.operations import Convolution
+from tract_hub.method.operations import Convolution, LinearCall
 from tract_hub.stem import Site, Stem
 
 
@@ -51,9 +51,12 @@ def locate(model: nn.Module, example_inputs: Any = None) -> tuple[Stem, ...]:
 
 def stems_of(model: nn.Module, attempt: Attempt, prefix: str = "") -> tuple[Stem, ...]:
     """Return the first layers that a forward showed; their names begin with ``prefix``."""
-    groups = _first_layers(model, attempt.skeleton, attempt.trace)
+    skeleton = attempt.skeleton
     notes = _part_note(attempt.example)
-    stems = [_stem(model, attempt.skeleton, group, prefix, notes) for group in groups]
+    stems = [
+        _stem(model, skeleton, call, layers, prefix, notes)
+        for call, layers in _first_layers(model, skeleton, attempt.trace)
+    ]
     return tuple(sorted(stems, key=lambda stem: stem.weight_name))
 
 
@@ -71,8 +74,13 @@ def _compare_with_zoo(model: nn.Module, stems: tuple[Stem, ...], prefix: str) ->
         )
 
 
-def _first_layers(model: nn.Module, skeleton: nn.Module, trace: Trace) -> list[list[Consumption]]:
-    """Group the consumptions of untouched pixels by weight; refuse what cannot be exact."""
+def _first_layers(
+    model: nn.Module, skeleton: nn.Module, trace: Trace
+) -> Iterator[tuple[LinearCall, list[Consumption]]]:
+    """Yield each weight's first call and all its consumptions of untouched pixels.
+
+    What cannot be exact is refused.
+    """
     groups: dict[tuple[str, ...], list[Consumption]] = {}
     for layer in trace.layers:
         if layer.flow.kind is Kind.PIXELS:
@@ -80,14 +88,14 @@ def _first_layers(model: nn.Module, skeleton: nn.Module, trace: Trace) -> list[l
     if not groups:
         raise StemNotFoundError(_why_none(model, trace))
     for layers in groups.values():
-        obstacle = _obstacle(layers, trace)
-        if obstacle:
+        call, obstacle = layers[0].call, _obstacle(layers, trace)
+        if call is None or obstacle:
             raise UnsupportedStemError(
                 f"{type(model).__name__}: {_main_parameter(skeleton, layers[0])!r} reads the "
                 f"pixels, but {obstacle}; "
                 "name the layers to treat with stems=[…]"
             )
-    return list(groups.values())
+        yield call, layers
 
 
 def _obstacle(layers: list[Consumption], trace: Trace) -> str | None:
@@ -113,14 +121,12 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
 def _stem(
     model: nn.Module,
     skeleton: nn.Module,
+    call: LinearCall,
     layers: list[Consumption],
     prefix: str,
     further_notes: Iterable[str],
 ) -> Stem:
     first = layers[0]
-    call = first.call
-    if call is None:  # excluded before; said for the type checker
-        raise UnsupportedStemError(f"{first.operation} is not treated")
     weight = _main_parameter(skeleton, first)
     module_name = _holder(weight)
     return Stem(

@@ -44,7 +44,7 @@ def audit(zoo: str, out: Path, jobs: int, time_limit: float, only: str) -> None:
         raise TractError(f"there is no zoo {zoo!r}: choose one of {', '.join(ZOOS)}")
     names = [name for name in models_of(zoo) if fnmatch(name, only)]
     if not names:
-        raise TractError(f"no model of {zoo} is called {only!r}")
+        raise TractError(f"no model of {zoo} is called {only!r}; give --only a pattern: vit_*")
     make_folder(out)
     records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
     write_results(zoo, records, out)

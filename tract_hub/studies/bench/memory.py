@@ -27,7 +27,7 @@ def peak_memory() -> dict[str, dict[int, float]]:
         For each arm, by batch size, the peak in MiB.
 
     Raises:
-        StudyError: this system does not note it.
+        StudyError: a process was killed, perhaps for want of memory, or its peak is not noted.
 
     """
     context = get_context("spawn")
@@ -41,7 +41,9 @@ def peak_memory() -> dict[str, dict[int, float]]:
             try:
                 peaks[arm][batch] = receiver.recv()
             except EOFError as error:
-                raise StudyError(f"{arm} did not survive a batch of {batch} images") from error
+                raise StudyError(
+                    f"{arm} did not survive a batch of {batch} images: add --no-memory"
+                ) from error
             process.join()
     return peaks
 

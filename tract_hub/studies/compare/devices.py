@@ -52,4 +52,6 @@ def _accelerator(device: str, precision: str) -> Any:
             )
     except (ValueError, ImportError) as error:
         message = str(error).strip().splitlines()[0]
-        raise SettingsError(f"--precision {precision} does not work here: {message}") from error
+        raise SettingsError(
+            f"--precision {precision} does not work here, try another: {message}"
+        ) from error

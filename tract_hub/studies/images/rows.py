@@ -42,8 +42,7 @@ def load_rows(name: str, channels: int | None) -> Source:
     splits = _opened(name)
     train_rows = splits.get("train")
     if train_rows is None:
-        raise DataError(f"{shown} has no train split, only {', '.join(splits)}")
-    _check_filled(splits, shown)
+        raise DataError(f"{shown} has no train split, only {', '.join(splits)}; name one train")
     columns = _columns(train_rows, shown)
     values = _class_values(train_rows, columns[1], shown)
     kind = Kind(channels or _channels_of(train_rows, columns[0]), lossy=channels is not None)
@@ -54,12 +53,6 @@ def load_rows(name: str, channels: int | None) -> Source:
     else:
         test = _split("test", splits[test_name], columns, values, kind)
     return Source(shown, train, test, _class_names(train_rows, columns[1], values), kind.channels)
-
-
-def _check_filled(splits: dict[str, Any], shown: str) -> None:
-    for name, rows in splits.items():
-        if name in ("train", *TEST_NAMES) and not len(rows):
-            raise DataError(f"the {name} split of {shown} is empty; give it images")
 
 
 def _opened(name: str) -> dict[str, Any]:
@@ -191,7 +184,9 @@ def _split(name: str, rows: Any, columns: tuple[str, str], values: list[Any], ki
     found = rows[columns[1]][:]
     strangers = sorted(set(found) - set(index))
     if strangers:
-        raise DataError(f"no training image has the {name} images' class {strangers[0]!r}")
+        raise DataError(
+            f"no training image has the {name} images' class {strangers[0]!r}: check the labels"
+        )
     encoded = _undecoded(rows, columns[0])
 
     def read(i: int) -> Tensor:

@@ -65,9 +65,10 @@ def _only(source: Source, classes: list[int]) -> Source:
 
 
 def _check(source: Source) -> None:
-    for split in (source.train, source.test):
-        if not len(split):
-            raise DataError(f"the {split.name} split of {source.name} is empty; give it images")
+    if not len(source.test):
+        raise DataError(
+            f"the test split of {source.name} is empty; give it images, or other --classes"
+        )
     found = sorted(set(source.train.labels.tolist()))
     if len(found) < 2:
         raise DataError(

@@ -52,7 +52,9 @@ def logits_of(output: Any) -> Tensor:
     """Return the class scores in what a model returned, batch × classes."""
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise ModelError(f"the model returns {type(output).__name__}, not class scores")
+        raise ModelError(
+            f"the model returns {type(output).__name__}, not class scores; choose a classifier"
+        )
     return logits
 
 
