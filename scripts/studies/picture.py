@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
 
 
 def _titled(study: Study) -> str:
-    return f"{study.title}\n{study.scale}"
+    return "\n".join(textwrap.fill(line, 80) for line in (study.title, study.scale))
 
 
 def _png(figure: Figure) -> bytes:
@@ -89,7 +90,7 @@ def _by_part(study: Study, trained: Sequence[Trained]) -> Figure:
     axes.set_xlabel("test accuracy, mean and deviation over seeds")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E6E6E6", linewidth=0.6)
-    axes.set_title(_titled(study), fontsize=11)
+    figure.suptitle(_titled(study), fontsize=10)
     return figure
 
 
