@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tract_hub
-from tract_hub.commands.compare import _lams, _model_args, _seeds
+from tract_hub.commands.compare import _lams, _model_args, _numbers
 from tract_hub.errors import SettingsError, TractError
 from tract_hub.studies.compare.recipes import build_settings
 
@@ -224,7 +224,7 @@ words = st.text("0123456789.,-+e_=[]{}()'\"aλ² \x00", max_size=12) | st.sample
 )
 
 
-@pytest.mark.parametrize("parse", [_seeds, _lams, _model_args])
+@pytest.mark.parametrize("parse", [partial(_numbers, "--seeds"), _lams, _model_args])
 @given(texts=st.lists(words, max_size=3))
 @EXAMPLES
 def test_lists_on_the_command_line(parse: Callable[[list[str]], Any], texts: list[str]) -> None:

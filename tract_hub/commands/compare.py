@@ -11,7 +11,7 @@ import typer
 
 from tract_hub.errors import SettingsError
 
-MOST_SEEDS = 10_000
+MOST_NUMBERS = 10_000
 MODEL, DATA, TRAINING, RUNNING = "Model", "Data", "Training", "Running"
 
 
@@ -177,6 +177,6 @@ def _numbers(option: str, texts: list[str]) -> tuple[int, ...]:
 def _range(item: str) -> range:
     first, dash, last = item.partition("-")
     begin, end = int(first), (int(last) if dash else int(first)) + 1
-    if end - begin > MOST_SEEDS:
-        raise SettingsError(f"--seeds {item} are more than {MOST_SEEDS}: give fewer")
+    if end - begin > MOST_NUMBERS:
+        raise SettingsError(f"{item} are more than {MOST_NUMBERS} numbers: give fewer")
     return range(begin, end)
