@@ -11,7 +11,8 @@ from pathlib import Path
 
 BESIDE = {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "MANIFEST.in", "pyproject.toml"}
 MADE = {"PKG-INFO", "setup.cfg"}
-COMMANDS = ["inspect resnet18", "compare", "audit timm", "bench"]
+# inspect, audit and bench may find what they need in a dependency of Transformers.
+COMMANDS = ["compare"]
 PROGRAM = """
 import tract_hub
 from torch import nn
