@@ -33,7 +33,7 @@ def test_a_run_keeps_its_filters_from_start_to_end():
     study = tiny_study(epochs=3)
     kept = train_run(study, TRACT, 0, Silent()).filters
     assert kept.epochs == (0, 1, 2, 3)
-    start = fresh_model(study, TRACT, 0).get_parameter(study.stem)[list(kept.rows)]
+    start = fresh_model(study, TRACT, 0).get_parameter(study.stems[0])[list(kept.rows)]
     torch.testing.assert_close(torch.tensor(kept.values[0]), start.detach(), rtol=1e-4, atol=1e-9)
     snapshots = [torch.tensor(rows) for rows in kept.values]
     steps = [(b - a).abs().max().item() for a, b in itertools.pairwise(snapshots)]
