@@ -40,7 +40,9 @@ def summarise(folder: Path) -> str:
         if study.get("format") != FORMAT:
             raise ValueError(f"{path} is of another format than {FORMAT}: run its study again")
         name = study["study"]
-        rows += [_row(name, line) for line in study["lines"] if line["lam"] == LAM]
+        subject = study["title"].partition(": ")[2].partition(",")[0]
+        shown = f"{name}: {subject}" if subject else name
+        rows += [_row(shown, line) for line in study["lines"] if line["lam"] == LAM]
         links.append(f"- [{name}: {study['title']}](studies/{name}/table.md)")
     table = ["## All with λ = 0.1", "", NOTE, "", HEAD, *rows]
     return "\n".join(["# What the studies show", "", *table, "", "## Each", "", *links]) + "\n"
