@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tract_hub.errors import TractWarning
+from tract_hub.method.ahead import Ahead, invert_ahead
 from tract_hub.method.gram import Gram
 from tract_hub.method.measure import measure
 from tract_hub.method.operations import LinearCall
@@ -41,9 +42,19 @@ def correct_forward(
         probe: a leaf whose gradient becomes what ``measure`` says about this one.
 
     """
-    rows, eps = gram.rows, gram.eps
-    gated: Tensor = _Correct.apply(weight, gram.total, rows, eps, lam, uses, probe)
+    if _suits_ahead(weight, gram):
+        ahead = invert_ahead(gram, lam)
+        gated: Tensor = _CorrectAhead.apply(weight, ahead, gram, lam, uses, probe)
+    else:
+        gated = _Correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses, probe)
     return gated
+
+
+def _suits_ahead(weight: Tensor, gram: Gram) -> bool:
+    """Whether the inverse can be made on a GPU now, and is exact enough for the gradient."""
+    on_gpu = gram.sums.device.type == "cuda" and weight.dtype != torch.float64
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return on_gpu and not torch.compiler.is_compiling() and not wrapped(gram.sums)
 
 
 def notice(weight: Tensor, report: Callable[[], None]) -> Tensor:
@@ -88,12 +99,43 @@ class _Correct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (total,) = ctx.saved_tensors
-        gram = Gram(total, ctx.rows, ctx.eps)
-        if len(ctx.uses) > 1:
-            gram = sum(ctx.uses[1:], start=ctx.uses[0])
+        gram = _over(ctx.uses, Gram(total, ctx.rows, ctx.eps))
         corrected = divide_by_gram(gradients[0], gram, ctx.lam)
         probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
         return corrected, None, None, None, None, None, probed
+
+
+class _CorrectAhead(torch.autograd.Function):
+    """The same with an inverse that is on its way, and so cannot be saved as tensors are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        ahead: Ahead,
+        gram: Gram,
+        lam: float,
+        uses: Sequence[Gram],
+        probe: Tensor | None,
+    ) -> Tensor:
+        ctx.ahead, ctx.gram, ctx.lam, ctx.uses = ahead, gram, lam, uses
+        ctx.probed = probe is not None
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gram = _over(ctx.uses, ctx.gram)
+        if gram is ctx.gram:
+            corrected = ctx.ahead.times(gradients[0])
+        else:
+            corrected = divide_by_gram(gradients[0], gram, ctx.lam)
+        probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
+        return corrected, None, None, None, None, probed
+
+
+def _over(uses: Sequence[Gram], own: Gram) -> Gram:
+    """The Gram matrix over all uses of a forward, of which ``own`` is one."""
+    return sum(uses[1:], start=uses[0]) if len(uses) > 1 else own
 
 
 class _Report(torch.autograd.Function):

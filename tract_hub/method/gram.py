@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tract_hub.method.half import half_gram
 from tract_hub.method.operations import LinearCall
 from tract_hub.method.panels import LARGE, gram_panels, mirrored
 from tract_hub.method.patches import count_rows, row_chunks
@@ -16,24 +17,32 @@ from tract_hub.method.sliding import slides, sliding_gram
 ROUNDING = 8
 """Rounding errors of a Gram matrix, in units of eps × trace."""
 
-ROUGH = 64
-"""Times its rounding errors that the damping is, at least, where float32 is good enough."""
-
 
 @dataclass(frozen=True)
 class Gram:
     """Sum of xxᵀ over the rows x of one or several inputs.
 
     Attributes:
-        total: (groups, n, n), float64 where the device has it; not divided by the rows.
+        sums: (groups, n, n), float64 where the device has it; not divided by the rows.
         rows: how many rows were summed.
         eps: the rounding unit of the products that were summed.
+        ready: recorded behind the sums where they are computed beside the stream that trains.
 
     """
 
-    total: Tensor
+    sums: Tensor
     rows: int
     eps: float
+    ready: torch.cuda.Event | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sums, as soon as they may be read on the current stream."""
+        if self.ready is not None:
+            current = torch.cuda.current_stream(self.sums.device)
+            current.wait_event(self.ready)
+            self.sums.record_stream(current)
+        return self.sums
 
     def rounding(self) -> Tensor:
         """Bound the rounding errors of each group's XᵀX / rows, as an eigenvalue: (groups, 1, 1).
@@ -49,28 +58,53 @@ class Gram:
         return Gram(total, rows, max(self.eps, other.eps))
 
 
-def gram_of(call: LinearCall, lam: float) -> Gram:
+def gram_of(call: LinearCall, lam: float, site: str | None = None) -> Gram:
     """Compute XᵀX of the unfolded input of one call, outside autograd and autocast.
 
-    The unfolded input exists in pieces only, so the memory does not grow with the batch. On a CPU,
-    where looking at a number costs nothing, a float32 sum too rough for the damping λ is taken
-    again in float64.
+    The unfolded input exists in pieces only, so the memory does not grow with the batch. A sum too
+    rough for the damping λ is taken again in float64: on a CPU, where looking at a number costs
+    nothing, whenever it is; on a GPU, where the first batch of a layer has shown it.
+
+    Args:
+        call: of the layer.
+        lam: the damping λ.
+        site: what the layer is remembered by; None looks each time.
+
     """
     rows = count_rows(call)
     precision = precision_for(call, rows)
-    gram = Gram(_total(call, rows, precision), rows, precision.eps)
-    if precision.can_widen and bool((ROUGH * gram.rounding() > lam).any()):
-        wide = widest(rows)
-        return Gram(_total(call, rows, wide), rows, wide.eps)
-    return gram
+    if precision.looks == "once" and site in _seen:
+        rough = _seen[site] * precision.rough > lam
+        return _summed_in(widest(rows) if rough else precision, call, rows)
+    if precision.looks == "once" and torch.cuda.is_current_stream_capturing():
+        return _summed_in(widest(rows), call, rows)  # a graph that is recorded shows nothing
+    gram = _summed_in(precision, call, rows)
+    if precision.looks == "never":
+        return gram
+    rounding = gram.rounding()
+    if precision.looks == "once" and site is not None and rounding.isfinite().all():
+        _seen[site] = float(rounding.max())
+    rough = bool((precision.rough * rounding > lam).any())
+    return _summed_in(widest(rows), call, rows) if rough else gram
+
+
+_seen: dict[str, float] = {}
+"""Of each layer that was looked at once: the rounding errors of its first Gram matrix."""
+
+
+def _summed_in(precision: Precision, call: LinearCall, rows: int) -> Gram:
+    with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
+        if precision.half:
+            sums, ready = half_gram(call, precision)
+            return Gram(sums, rows, precision.eps, ready)
+        return Gram(_total(call, rows, precision), rows, precision.eps)
 
 
 def _total(call: LinearCall, rows: int, precision: Precision) -> Tensor:
     convolution = call.convolution
-    with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
-        if convolution is None or not rows or not slides(call) or _symmetry_saves_more(call):
-            return _summed(call, precision)
-        return sliding_gram(call, convolution, precision)
+    if convolution is None or not rows or not slides(call) or _symmetry_saves_more(call):
+        return _summed(call, precision)
+    return sliding_gram(call, convolution, precision)
 
 
 def _symmetry_saves_more(call: LinearCall) -> bool:
@@ -83,6 +117,6 @@ def _symmetry_saves_more(call: LinearCall) -> bool:
 def _summed(call: LinearCall, precision: Precision) -> Tensor:
     panels: list[Tensor] = []
     for piece in row_chunks(call):
-        added = gram_panels(piece.to(precision.products), precision)
+        added = gram_panels(call.as_used(piece).to(precision.products), precision)
         panels = [a + b for a, b in zip(panels, added, strict=True)] if panels else added
     return mirrored(panels)

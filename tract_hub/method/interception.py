@@ -8,6 +8,7 @@ weight is the stem's parameter, or was derived from it, the weight passes throug
 from __future__ import annotations
 
 import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,9 +19,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tract_hub.errors import TractError, TractWarning
+from tract_hub.method.compiled import calls_operators, correct_compiled
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice, warn_of_eval
 from tract_hub.method.gram import Gram, gram_of
-from tract_hub.method.operations import LinearCall, read_call, thinned, with_weight
+from tract_hub.method.operations import (
+    LinearCall,
+    as_cast,
+    read_call,
+    thinned,
+    with_weight,
+)
 from tract_hub.method.step import Step
 
 
@@ -62,7 +70,7 @@ class WeightGate:
         """Put the hooks on a module, around every other hook that it has."""
         # In this order: a forward in another thread must not enter what it will not leave.
         module.register_forward_hook(self.leave, always_call=True)
-        module.register_forward_pre_hook(self.enter, prepend=True)
+        prepend_pre_hook(module, self.enter)
 
     def detach(self, module: nn.Module) -> None:
         """Take them off. A forward that runs in another thread ends as it began, and then all."""
@@ -115,6 +123,18 @@ class WeightGate:
         modes.clear()
 
 
+def prepend_pre_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Register a hook that runs before every other.
+
+    What stands first in the table is put there first, too: the compiler of torch 2.11 looks hooks
+    up in the order in which they came, and finds another where only the table was reordered.
+    """
+    module.register_forward_pre_hook(hook)
+    table = module._forward_pre_hooks
+    for key in list(table)[:-1]:
+        table[key] = table.pop(key)
+
+
 def remove_hook(table: dict[int, Any], owner: object) -> list[int]:
     """Remove an object's methods from a table of hooks; return their keys there."""
     keys = [key for key, hook in list(table.items()) if getattr(hook, "__self__", None) is owner]
@@ -136,6 +156,7 @@ class ForwardUses:
     Attributes:
         weight_name: the weight's name in the model.
         shape: groups and features n of its Gram matrices.
+        site: what ``gram_of`` remembers the weight by; copies of the model share it.
         missed: whether a forward that did not apply the weight was reported.
         untreated: whether a gradient was reported that went by in eval mode.
         gated: whether a forward put the gate in place since this was last set to False.
@@ -146,6 +167,7 @@ class ForwardUses:
     def __init__(self, weight_name: str, shape: tuple[int, int]) -> None:
         self.weight_name = weight_name
         self.shape = shape
+        self.site = uuid.uuid4().hex
         self.missed = False
         self.untreated = False
         self.gated = False
@@ -174,8 +196,8 @@ class ForwardUses:
         """Note that the weight is applied, with or without a gradient."""
         self._thread.here.applied = True
 
-    def note(self, gram: Gram) -> list[Gram]:
-        """Add one use; return the list that all uses of this forward share."""
+    def note(self, gram: Gram | None) -> list[Gram]:
+        """Add one use, None where it is compiled; return what all uses of this forward share."""
         uses = self._thread.here.uses
         if uses is None:
             return []
@@ -198,7 +220,7 @@ class _Here:
 
     def __init__(self) -> None:
         self.modes: list[_GatedForward] = []  # of one gate, entered and not left
-        self.uses: list[Gram] | None = None  # of one weight, in an open forward
+        self.uses: list[Any] | None = None  # of one weight, in an open forward
         self.applied = False  # that weight, in that forward
         self.compiled = False  # that use
 
@@ -222,7 +244,7 @@ class ForwardScope:
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on the model, outside those of its gates."""
-        model.register_forward_pre_hook(self.begin, prepend=True)
+        prepend_pre_hook(model, self.begin)
         model.register_forward_hook(self.end, always_call=True)
 
     def detach(self, model: nn.Module) -> None:
@@ -300,11 +322,14 @@ class _GatedForward(TorchFunctionMode):
             return call.weight if silent else notice(call.weight, uses.report_untreated)
         with torch._C.DisableTorchFunction():  # the gates of outer modules must not see this
             self.gate.forward_uses.gated = True
-            gram = gram_of(thinned(call, self.gate.rows), self.gate.lam)
-            return gate_weight(call, self._correction(gram))
+            return gate_weight(call, self._correction(thinned(as_cast(call), self.gate.rows)))
 
-    def _correction(self, gram: Gram) -> Correction:
+    def _correction(self, call: LinearCall) -> Correction:
         gate, uses = self.gate, self.gate.forward_uses
+        if gate.step is None and uses.probe is None and calls_operators(call):
+            uses.note(None)
+            return partial(correct_compiled, call=call, lam=gate.lam, site=uses.site)
+        gram = gram_of(call, gate.lam, uses.site)
         if gate.step is None:
             return partial(
                 correct_forward,

@@ -36,6 +36,7 @@ class LinearCall:
         input: (batch, channels, *space) or (channels, *space) for a convolution, else (..., n).
         weight: (out, channels / groups, *kernel), (out, n), or (n, out) for a matmul.
         convolution: the geometry, None where the operation has none.
+        operands: the dtype that autocast casts the input to on a GPU, None where it does not.
 
     """
 
@@ -43,6 +44,7 @@ class LinearCall:
     input: Tensor
     weight: Tensor
     convolution: Convolution | None = None
+    operands: torch.dtype | None = None
 
     @property
     def groups(self) -> int:
@@ -54,6 +56,10 @@ class LinearCall:
         """Features n of one row of the unfolded input, in one group."""
         weight = self.weight.mT if self.name == "matmul" else self.weight
         return weight.shape[1:].numel()
+
+    def as_used(self, part: Tensor) -> Tensor:
+        """Return a part of the input as the operation multiplies it."""
+        return part if self.operands is None else part.to(self.operands)
 
 
 def read_call(
@@ -79,6 +85,14 @@ def with_weight(
         if name in kwargs:
             return args, {**kwargs, name: weight}
     return (args[0], weight, *args[2:]) if len(args) > 1 else (weight, *args[1:]), kwargs
+
+
+def as_cast(call: LinearCall) -> LinearCall:
+    """Note in a call on a GPU the dtype that autocast, now, casts its input to."""
+    if call.input.device.type != "cuda" or call.input.dtype == torch.float64:
+        return call  # autocast leaves float64 alone
+    casts = torch.is_autocast_enabled("cuda")
+    return replace(call, operands=torch.get_autocast_dtype("cuda")) if casts else call
 
 
 def thinned(call: LinearCall, share: float) -> LinearCall:

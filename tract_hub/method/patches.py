@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +11,9 @@ from tract_hub.method.operations import Convolution, LinearCall
 
 CHUNK_ELEMENTS = 4 * 2**20
 """Unfolded elements held at a time: 16 MiB in float32."""
+
+Copy = Callable[[Tensor], Tensor]
+"""Makes a contiguous copy of a view."""
 
 
 def count_rows(call: LinearCall) -> int:
@@ -39,8 +42,12 @@ def output_size(convolution: Convolution, space: tuple[int, ...]) -> tuple[int, 
     )
 
 
-def row_chunks(call: LinearCall, limit: int = CHUNK_ELEMENTS) -> Iterator[Tensor]:
-    """Yield X in pieces of shape (groups, rows, n), in the input's dtype.
+def row_chunks(
+    call: LinearCall, limit: int = CHUNK_ELEMENTS, copy: Copy | None = None
+) -> Iterator[Tensor]:
+    """Yield X in pieces of shape (groups, rows, n), as ``copy`` makes them of views.
+
+    Without it they are in the input's dtype, and no copies where the input is laid out so.
 
     A piece holds about ``limit`` elements (at least one line of output positions), so that the
     memory needed does not grow with the batch. The features are in the order of the flattened
@@ -48,7 +55,8 @@ def row_chunks(call: LinearCall, limit: int = CHUNK_ELEMENTS) -> Iterator[Tensor
     """
     if call.convolution is None:
         flat = call.input.reshape(1, -1, call.input.shape[-1])
-        yield from flat.split(max(1, limit // max(1, flat.shape[-1])), dim=1)
+        for piece in flat.split(max(1, limit // max(1, flat.shape[-1])), dim=1):
+            yield piece if copy is None else copy(piece)
         return
     batched = _batched(call.input, call.convolution)
     lines, *others = output_size(call.convolution, tuple(batched.shape[2:]))
@@ -60,7 +68,7 @@ def row_chunks(call: LinearCall, limit: int = CHUNK_ELEMENTS) -> Iterator[Tensor
     for images in batched.split(image_step):
         windows = _windows(images, call.convolution)
         for piece in windows.split(line_step, dim=2):
-            yield _as_rows(piece, call.convolution.groups)
+            yield _as_rows(piece, call.convolution.groups, copy)
 
 
 def pad_images(images: Tensor, convolution: Convolution) -> Tensor:
@@ -83,12 +91,14 @@ def _windows(images: Tensor, convolution: Convolution) -> Tensor:
     return view
 
 
-def _as_rows(windows: Tensor, groups: int) -> Tensor:
-    """(batch, channels, *output, *kernel) → (groups, batch × output, n)."""
+def _as_rows(windows: Tensor, groups: int, copy: Copy | None) -> Tensor:
+    """(batch, channels, *output, *kernel) → (groups, batch × output, n); one copy at most."""
     dimensions = (windows.dim() - 2) // 2
     grouped = windows.unflatten(1, (groups, -1))
     output = range(3, 3 + dimensions)
     kernel = range(3 + dimensions, 3 + 2 * dimensions)
     rows = grouped.permute(1, 0, *output, 2, *kernel)
+    if copy is not None:
+        rows = copy(rows)
     flat: Tensor = rows.flatten(dimensions + 2).flatten(1, dimensions + 1)
     return flat

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tract_hub.method.operations import LinearCall
 
 BLOCK_ROWS = 256
 """Rows that float32 may sum: products of 8-bit pixels then stay below 2²⁴, and so exact."""
 
+HALF_BLOCK_ROWS = 4096
+"""Rows of half precision that the matrix units of a GPU may sum, for 2e-5 of the gradient."""
+
 FAST_FLOAT64 = ((8, 0), (9, 0), (10, 0))
 """Compute capabilities of the GPUs (A100, H100, B200) that multiply float64 as fast as float32."""
+
+ROUGH = 64
+"""Times its rounding errors that the damping is, at least, where float32 is good enough."""
+
+HALF_ROUGH = 16
+"""The same where the layer itself multiplies in half precision."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +34,31 @@ class Precision:
     sum over 2·10⁵ rows costs 7e-5 of the gradient, and blocks of 256 rows summed in float64, 1e-6.
 
     Attributes:
-        products: dtype of the products, and of their sum within a block.
+        products: dtype of the factors of the products; half precision is summed in float32 within
+            a block, any other in itself.
         sums: dtype of the sum over blocks.
         block_rows: about how many rows make a block.
-        can_widen: whether the result can be looked at, and taken again in float64.
+        looks: when the result is looked at, to take it again in float64 if it is too rough for the
+            damping: at each time, or once for each layer, where looking waits for the device.
+        rough: times the rounding errors that the damping is, at least, where it is not too rough.
 
     """
 
     products: torch.dtype
     sums: torch.dtype
     block_rows: int
-    can_widen: bool = False
+    looks: Literal["always", "once", "never"] = "never"
+    rough: int = ROUGH
 
     @property
     def eps(self) -> float:
-        """The rounding unit of the products."""
-        return torch.finfo(self.products).eps
+        """The rounding unit of the products and of their sums within a block."""
+        return torch.finfo(torch.float32 if self.half else self.products).eps
+
+    @property
+    def half(self) -> bool:
+        """Whether the factors are of half precision: their products are exact in float32."""
+        return self.products in (torch.bfloat16, torch.float16)
 
 
 def precision_for(call: LinearCall, rows: int) -> Precision:
@@ -46,19 +66,31 @@ def precision_for(call: LinearCall, rows: int) -> Precision:
 
     Float64 for its own kind; where it is both cheap and needed, with fewer rows than features, as
     such a matrix is singular; where it is as fast as float32; and where float32 would mean TF32.
+    Half precision on a GPU where the layer itself multiplies in it.
     """
-    device = call.input.device
+    device, operands = call.input.device, call.operands or call.input.dtype
     if device.type == "mps":  # has no float64
         return Precision(torch.float32, torch.float32, rows)
     if call.input.dtype == torch.float64 or rows < call.in_features:
         return widest(rows)
-    if device.type == "cuda" and (_is_fast(device) or torch.backends.cuda.matmul.allow_tf32):
-        return widest(rows)
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor
+    if device.type == "cuda":
+        plain = not torch.compiler.is_compiling() and not transformed(call.input)
+        if plain and operands.itemsize == 2 and _has_matrix_units(device):
+            return Precision(operands, torch.float64, HALF_BLOCK_ROWS, "once", HALF_ROUGH)
+        if _is_fast(device) or torch.backends.cuda.matmul.allow_tf32:
+            return widest(rows)
     # Elsewhere than on a CPU many small products take longer than a large one, and a large one is
     # summed in parts anyway; a compiled graph would hold each block.
-    eager = device.type == "cpu" and not torch.compiler.is_compiling()
-    looks = eager and not torch._C._functorch.is_functorch_wrapped_tensor(call.input)
-    return Precision(torch.float32, torch.float64, BLOCK_ROWS if eager else rows, looks)
+    eager = eager_on_cpu(call.input)
+    looks = eager and not transformed(call.input)
+    blocks = BLOCK_ROWS if eager else rows
+    return Precision(torch.float32, torch.float64, blocks, "always" if looks else "never")
+
+
+def eager_on_cpu(tensor: Tensor) -> bool:
+    """Whether operations on a tensor run one by one, on a CPU."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def widest(rows: int) -> Precision:
@@ -73,3 +105,8 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 
 def _is_fast(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) in FAST_FLOAT64
+
+
+def _has_matrix_units(device: torch.device) -> bool:
+    """Whether they multiply bfloat16 and float16, and torch hands their sums on in float32."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)

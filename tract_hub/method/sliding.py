@@ -30,7 +30,7 @@ def slides(call: LinearCall) -> bool:
         return False
     lines = output_size(convolution, tuple(call.input.shape[2:]))[0]
     plain = convolution.groups == 1 and convolution.dilation == (1, 1)
-    return plain and lines >= _taps(convolution)
+    return plain and lines >= taps(convolution)
 
 
 def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precision) -> Tensor:
@@ -39,15 +39,16 @@ def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precisio
     lines, width = output_size(convolution, tuple(call.input.shape[2:]))
     stack = call.input.shape[1:3].numel() * width * convolution.kernel[1]
     together = min(CHUNK_ELEMENTS // stack, precision.block_rows // width)
-    sums = (
-        _by_edge(_products(images.to(precision.products), convolution, lines), lines, precision)
-        for images in call.input.split(max(1, together))
+    chunks = (
+        call.as_used(images).to(precision.products) for images in call.input.split(max(1, together))
     )
-    panels = _panels(functools.reduce(torch.add, sums), channels, convolution)
+    sums = (_by_edge(_products(images, convolution, lines), lines, precision) for images in chunks)
+    row = channels * convolution.kernel[1]
+    panels = kernel_panels(functools.reduce(torch.add, sums), row, convolution)
     return _as_weight(mirrored(panels), channels, convolution).unsqueeze(0)
 
 
-def _taps(convolution: Convolution) -> int:
+def taps(convolution: Convolution) -> int:
     """Lines of ``stride`` image rows that one window reaches over."""
     return -(-convolution.kernel[0] // convolution.stride[0])
 
@@ -60,7 +61,7 @@ def _products(images: Tensor, convolution: Convolution, lines: int) -> Tensor:
     """
     height, stride = convolution.kernel[0], convolution.stride[0]
     row = images.shape[1] * convolution.kernel[1]
-    stack = _image_rows(images, convolution, (lines + _taps(convolution) - 2) * stride + height)
+    stack = _image_rows(images, convolution, (lines + taps(convolution) - 2) * stride + height)
     windows = stack.unfold(0, height * row, stride * row)
     return torch.bmm(windows[..., : min(stride, height) * row].mT, windows)
 
@@ -87,15 +88,17 @@ def _by_edge(products: Tensor, lines: int, precision: Precision) -> Tensor:
     return torch.cat([products[:extra], shared, products[lines:]])
 
 
-def _panels(by_edge: Tensor, channels: int, convolution: Convolution) -> list[Tensor]:
-    """Sum the products of each pair of kernel rows: one panel of lines a tap."""
-    (height, width), stride = convolution.kernel, convolution.stride[0]
-    row, taps = channels * width, _taps(convolution)
+def kernel_panels(by_edge: Tensor, row: int, convolution: Convolution) -> list[Tensor]:
+    """Sum the products of each pair of kernel rows, of ``row`` features: one panel of lines a tap.
+
+    ``by_edge`` is (2 taps − 1, fresh features, features).
+    """
+    height, stride, reach = convolution.kernel[0], convolution.stride[0], taps(convolution)
     panels = []
-    for tap in range(taps):
+    for tap in range(reach):
         above = stride * tap * row  # features of the kernel rows above the first of this tap
         fresh = min(stride * row, height * row - above)
-        panels.append(by_edge[tap : tap + taps, :fresh, : height * row - above].sum(0))
+        panels.append(by_edge[tap : tap + reach, :fresh, : height * row - above].sum(0))
     return panels
 
 

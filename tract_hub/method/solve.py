@@ -40,7 +40,30 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     return solved.reshape(gradient.shape).to(gradient.dtype)
 
 
-def damp(gram: Gram, lam: float) -> tuple[Tensor, Tensor]:
+def invert(gram: Gram, lam: float | Tensor) -> Tensor:
+    """Return (XᵀX / rows + λI)⁻¹, (groups, n, n), in the widest dtype that the device has.
+
+    For where it can be made before the gradient is there. NaN throughout a group whose Gram matrix
+    is not finite; λ is raised as in ``divide_by_gram``. Nothing waits for the device.
+    """
+    damped, damping = damp(gram, lam)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    identity = torch.eye(damped.shape[-1], dtype=damped.dtype, device=damped.device)
+    halved = torch.linalg.solve_triangular(factor, identity.expand_as(damped), upper=False)
+    # 0 where the factor is sound; NaN where it is not, as in 0 / 0 and ∞ − ∞.
+    poison = (damping - damping) / (info == 0)[:, None, None]
+    return torch.baddbmm(poison, halved.mT, halved)
+
+
+def multiply(gradient: Tensor, inverse: Tensor) -> Tensor:
+    """Return ∇W · inverse, of the gradient's shape and dtype, by ``invert``'s result."""
+    groups, features, _ = inverse.shape
+    with torch.autocast(gradient.device.type, enabled=False):
+        product = gradient.reshape(groups, -1, features).to(inverse.dtype) @ inverse
+    return product.reshape(gradient.shape).to(gradient.dtype)
+
+
+def damp(gram: Gram, lam: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return XᵀX / rows + λI, (groups, n, n), and the λ that it took, (groups, 1, 1)."""
     wide = widest_dtype(gram.total.device)
     damping = gram.rounding().to(wide).clamp_min(lam)

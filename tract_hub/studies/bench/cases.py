@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +82,7 @@ def chosen(device: str, names: str) -> dict[str, Case]:
     return {name: cases[name] for name in wanted}
 
 
+@functools.lru_cache(maxsize=1)  # all arms of a case have the same
 def photographs(size: int, batch: int) -> Tensor:
     """Crops of scikit-learn's two photographs, standardised: (batch, 3, size, size), float32.
 

@@ -15,14 +15,21 @@ _CLOCK = (
 )
 
 
-def steps_table(cases: Mapping[str, Mapping[str, Any]]) -> Table:
+def steps_table(cases: Mapping[str, Mapping[str, Any]], absolute: bool = False) -> Table:
     """Say what each arm adds to the ordinary step: a heading, and one line a case.
 
-    The share of the Gram matrix and the solve has a column where it was clocked.
+    The share of the Gram matrix and the solve has a column where it was clocked, and the ordinary
+    step itself where absolute times mean something: on a GPU.
     """
     arms = ("torch_tract", "tract_hub")
     table = [["case", *arms]]
     table += [[name, *(_added(case[arm]) for arm in arms)] for name, case in cases.items()]
+    if absolute:
+        steps = [
+            "ordinary",
+            *(f"{1e3 * case['ordinary']['seconds']:.2f} ms" for case in cases.values()),
+        ]
+        table = [[line[0], cell, *line[1:]] for line, cell in zip(table, steps, strict=True)]
     shares = [case["tract_hub"]["own"] for case in cases.values()]
     if all(share is not None for share in shares):
         column = [OWN, *(f"{share:.2%}" for share in shares)]
@@ -49,6 +56,7 @@ def memory_table(peaks: Mapping[str, Mapping[int, float]]) -> Table:
 
 def markdown(head: str, steps: Table, memory: Table | None) -> str:
     """Write the report."""
+    absolute = "ordinary" in steps[0]
     lines = ["# What TrAct costs", "", head, "", "## Time", ""]
     lines += [
         "Added to forward and backward of the ordinary model: median over rounds of the ratio of "
@@ -57,8 +65,9 @@ def markdown(head: str, steps: Table, memory: Table | None) -> str:
         *_rows(steps),
     ]
     if memory is not None:
+        kind = "as torch allocated it" if absolute else "resident memory of a process"
         lines += ["", "## Memory", "", "Added to the ordinary peak of a 7 × 7 stem of stride 2, "]
-        lines[-1] += "alone, at 224 × 224 pixels; resident memory of a process."
+        lines[-1] += f"alone, at 224 × 224 pixels; {kind}."
         lines += ["", *_rows(memory)]
     return "\n".join(lines) + "\n"
 
