@@ -7,8 +7,8 @@ weight is the stem's parameter, or was derived from it, the weight passes throug
 
 from __future__ import annotations
 
+import itertools
 import threading
-import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -150,6 +150,10 @@ class _Forwards(list["_GatedForward"]):
         return _Forwards, ()
 
 
+_sites = itertools.count()
+"""Numbers, not random names: a compiler that keeps graphs on disk knows them by what is in them."""
+
+
 class ForwardUses:
     """The Gram matrices of one weight's uses in the forward that runs now, in each thread.
 
@@ -167,7 +171,7 @@ class ForwardUses:
     def __init__(self, weight_name: str, shape: tuple[int, int]) -> None:
         self.weight_name = weight_name
         self.shape = shape
-        self.site = uuid.uuid4().hex
+        self.site = f"{next(_sites)} {weight_name}"
         self.missed = False
         self.untreated = False
         self.gated = False
