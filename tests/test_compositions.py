@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 import tract_hub
 from tests.oracle import closed_form, conv_rows, relative_error
+from tract_hub.method import compiled
 
 
 class Net(nn.Module):
@@ -64,8 +66,56 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def test_it_compiles_in_one_graph_to_the_same_gradient(model: nn.Module, x: Tensor) -> None:
     expected = gradients(model, model, x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_close(gradients(model, compiled, x), expected)
+    run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(gradients(model, run, x), expected)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Compile as for a GPU, where graphs call operators; returns those that were called."""
+    called: list[str] = []
+    invert, multiply = compiled.invert_ahead, compiled.multiply
+    monkeypatch.setattr(compiled, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(
+        compiled, "invert_ahead", lambda *given: called.append("inverse") or invert(*given)
+    )
+    monkeypatch.setattr(
+        compiled, "multiply", lambda *given: called.append("multiply") or multiply(*given)
+    )
+    return called
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_operators_of_a_compiled_graph_give_the_same_gradient(
+    model: nn.Module, x: Tensor, as_on_a_gpu: list[str], backend: str
+) -> None:
+    expected = gradients(model, model, x)
+    run = torch.compile(model, fullgraph=True, backend=backend)
+    assert_close(gradients(model, run, x), expected)
+    assert sorted(as_on_a_gpu) == sorted(["inverse", "multiply"] * len(tract_hub.status(model)))
+
+
+def test_the_inverse_is_started_in_the_forward_of_a_compiled_graph(
+    x: Tensor, as_on_a_gpu: list[str]
+) -> None:
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    output = torch.compile(model, fullgraph=True, backend="inductor")(x)
+    assert as_on_a_gpu == ["inverse"]
+    output.sum().backward()
+    assert as_on_a_gpu == ["inverse", "multiply"]
+
+
+def test_transforms_of_torch_func_are_compiled_without_operators(
+    x: Tensor, as_on_a_gpu: list[str]
+) -> None:
+    model = tract_hub.enable(Net(STEMS["Conv2d"]()))
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, weights, (x,)).square().sum()
+
+    assert_close(torch.compile(grad(loss), backend="aot_eager")(weights), grad(loss)(weights))
+    assert not as_on_a_gpu
 
 
 @pytest.mark.parametrize("change", ["enable", "disable", "lam"])
@@ -112,6 +162,29 @@ def test_a_compiled_graph_follows_other_sizes() -> None:
     for batch, side in ((4, 16), (6, 16), (7, 20), (9, 24), (4, 16)):
         x = torch.randn(batch, 3, side, side)
         assert_close(gradients(model, compiled, x), gradients(model, model, x))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("first", ["ordinary", "treated"])
+def test_of_two_models_of_a_class_each_has_a_graph_of_its_own(
+    x: Tensor, first: str, in_place: bool
+) -> None:
+    torch.manual_seed(0)
+    ordinary = Net(STEMS["Conv2d"]())
+    models = {"ordinary": ordinary, "treated": tract_hub.enable(copy.deepcopy(ordinary))}
+    expected = {name: gradients(model, model, x) for name, model in models.items()}
+    runs = dict(models)
+    for name, model in models.items():
+        if in_place:
+            model.compile(backend="aot_eager")
+        else:
+            runs[name] = torch.compile(model, backend="aot_eager")
+    for name in sorted(models, key=lambda name: name != first):
+        assert_close(gradients(models[name], runs[name], x), expected[name])
+    assert (
+        relative_error(expected["treated"]["stem.weight"], expected["ordinary"]["stem.weight"])
+        > 0.1
+    )
 
 
 def test_inductor_gives_the_same_gradient(x: Tensor) -> None:

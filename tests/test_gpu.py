@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
 from tract_hub.method import gram
+from tract_hub.method.gram import Gram
 from tract_hub.method.precision import Precision
 from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import photographs
@@ -140,13 +141,13 @@ def test_photographs_are_exact_in_half_precision(name: str, lam: float, toleranc
 
 def test_pixels_of_bytes_are_looked_at_and_taken_in_float64(monkeypatch) -> None:
     dtypes: list[torch.dtype] = []
-    total = gram._total
+    summed_in = gram._summed_in
 
-    def noted(call, rows: int, precision: Precision) -> Tensor:
+    def noted(precision: Precision, *given) -> Gram:
         dtypes.append(precision.products)
-        return total(call, rows, precision)
+        return summed_in(precision, *given)
 
-    monkeypatch.setattr(gram, "_total", noted)
+    monkeypatch.setattr(gram, "_summed_in", noted)
     layer = tract_hub.enable(nn.Conv2d(3, 8, 16, 16).cuda(), stems=[""])
     for _ in range(3):
         weight_gradient(layer, photographs(224, 32).cuda() * 64 + 128, torch.bfloat16)

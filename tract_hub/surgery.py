@@ -15,7 +15,12 @@ from tract_hub.adapters.locator import locate
 from tract_hub.adapters.named import named_stems
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
-from tract_hub.method.interception import ForwardScope, ForwardUses, WeightGate
+from tract_hub.method.interception import (
+    ForwardScope,
+    ForwardUses,
+    WeightGate,
+    let_the_compiler_see_hooks,
+)
 from tract_hub.method.ledger import Ledger
 from tract_hub.method.step import Step
 from tract_hub.stem import Stem
@@ -158,6 +163,7 @@ def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> Non
             gate.attach(model.get_submodule(site.module_name))
     ForwardScope(every_use).attach(model)
     _set_scope(model, config.scope)
+    let_the_compiler_see_hooks()
     _forget_compiled()
 
 
@@ -227,6 +233,6 @@ def _owner(hook: Any) -> WeightGate | ForwardScope | None:
 
 
 def _forget_compiled() -> None:
-    """Drop graphs compiled before: torch.compile does not look for new hooks."""
+    """Drop graphs compiled before: torch.compile does not look for new hooks in them."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()

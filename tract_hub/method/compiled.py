@@ -74,9 +74,14 @@ class _CorrectCompiled(torch.autograd.Function):
         return torch.ops.tract_hub.multiply(gradients[0], inverse), None
 
 
+# They use another stream, and keep what they have seen: a recorded graph must go around them.
+_UNRECORDED = (torch.Tag.cudagraph_unsafe,)
+
+
 @custom_op(
     "tract_hub::inverse",
     mutates_args=(),
+    tags=_UNRECORDED,
     schema="(Tensor input, str name, SymInt[] weight, int[] geometry, ScalarType? operands, "
     "float lam, str site) -> Tensor",
 )
@@ -122,7 +127,10 @@ def _(weight: Tensor, inverse: Tensor) -> Tensor:
 
 
 @custom_op(
-    "tract_hub::multiply", mutates_args=(), schema="(Tensor gradient, Tensor inverse) -> Tensor"
+    "tract_hub::multiply",
+    mutates_args=(),
+    tags=_UNRECORDED,
+    schema="(Tensor gradient, Tensor inverse) -> Tensor",
 )
 def _multiply(gradient: Tensor, inverse: Tensor) -> Tensor:
     if streams_beside(inverse.device):

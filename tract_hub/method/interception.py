@@ -123,6 +123,17 @@ class WeightGate:
         modes.clear()
 
 
+def let_the_compiler_see_hooks() -> None:
+    """Have graphs that torch.compile makes from now on checked for the hooks of their modules.
+
+    It takes hooks for something that all models of a class have, or none: of two of them, one with
+    TrAct and one without, the second would run the first one's graph, and nothing would say so.
+    """
+    import torch._dynamo  # takes a second where nothing else has imported it
+
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+
+
 def prepend_pre_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Register a hook that runs before every other.
 
@@ -245,6 +256,10 @@ class ForwardScope:
     def __init__(self, forward_uses: Iterable[ForwardUses], step: Step | None = None) -> None:
         self.forward_uses = tuple(forward_uses)
         self.step = step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        let_the_compiler_see_hooks()  # perhaps in another process than that of enable
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on the model, outside those of its gates."""
