@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tract_hub.method.operations import LinearCall
 
@@ -56,9 +57,14 @@ def precision_for(call: LinearCall, rows: int) -> Precision:
         return widest(rows)
     # Elsewhere than on a CPU many small products take longer than a large one, and a large one is
     # summed in parts anyway; a compiled graph would hold each block.
-    eager = device.type == "cpu" and not torch.compiler.is_compiling()
+    eager = eager_on_cpu(call.input)
     looks = eager and not torch._C._functorch.is_functorch_wrapped_tensor(call.input)
     return Precision(torch.float32, torch.float64, BLOCK_ROWS if eager else rows, looks)
+
+
+def eager_on_cpu(tensor: Tensor) -> bool:
+    """Whether operations on a tensor run one by one, on a CPU."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def widest(rows: int) -> Precision:
