@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tract_hub.method.blocks import divide_by_blocks
 from tract_hub.method.gram import Gram
-from tract_hub.method.precision import widest_dtype
+from tract_hub.method.precision import eager_on_cpu, widest_dtype
+
+LARGE = 256
+"""Features from which on blocks are faster than LAPACK."""
 
 
 def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
@@ -30,14 +34,29 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     groups, features, _ = gram.total.shape
     with torch.autocast(gradient.device.type, enabled=False):
         damped, damping = damp(gram, lam)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        columns = gradient.reshape(groups, -1, features).to(damped.dtype).mT
-        solved = torch.cholesky_solve(columns, factor).mT
+        rows = gradient.reshape(groups, -1, features).to(damped.dtype)
+        solved, definite = _divide(rows, damped)
         # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN. The
         # trace of a Gram matrix, and with it the damping, is not finite where an entry is not.
-        sound = (info == 0) & damping.isfinite()[:, 0, 0]
+        sound = definite & damping.isfinite()[:, 0, 0]
         solved = torch.where(sound[:, None, None], solved, torch.nan)
     return solved.reshape(gradient.shape).to(gradient.dtype)
+
+
+def _divide(rows: Tensor, damped: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows · damped⁻¹, and whether each matrix was positive definite."""
+    if damped.shape[-1] >= LARGE and _in_place(rows, damped):
+        return divide_by_blocks(rows, damped)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    return torch.cholesky_solve(rows.mT, factor).mT, info == 0
+
+
+def _in_place(*tensors: Tensor) -> bool:
+    """Whether plain numbers on a CPU are computed, that no graph and no transform follows."""
+    return not torch.is_grad_enabled() and all(
+        eager_on_cpu(tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
 
 
 def damp(gram: Gram, lam: float) -> tuple[Tensor, Tensor]:
