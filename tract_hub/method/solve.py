@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tract_hub.method.blocks import divide_by_blocks
 from tract_hub.method.gram import Gram
-from tract_hub.method.precision import eager_on_cpu, widest_dtype
+from tract_hub.method.precision import plain_on_cpu, widest_dtype
 
 LARGE = 256
 """Features from which on blocks are faster than LAPACK."""
@@ -45,18 +45,12 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
 
 def _divide(rows: Tensor, damped: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows · damped⁻¹, and whether each matrix was positive definite."""
-    if damped.shape[-1] >= LARGE and _in_place(rows, damped):
+    large = damped.shape[-1] >= LARGE
+    # Blocks are written in place, which no graph of this backward and no transform could follow.
+    if large and not torch.is_grad_enabled() and plain_on_cpu(rows) and plain_on_cpu(damped):
         return divide_by_blocks(rows, damped)
     factor, info = torch.linalg.cholesky_ex(damped)
     return torch.cholesky_solve(rows.mT, factor).mT, info == 0
-
-
-def _in_place(*tensors: Tensor) -> bool:
-    """Whether plain numbers on a CPU are computed, that no graph and no transform follows."""
-    return not torch.is_grad_enabled() and all(
-        eager_on_cpu(tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
 
 
 def damp(gram: Gram, lam: float) -> tuple[Tensor, Tensor]:
