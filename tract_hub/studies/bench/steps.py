@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,8 @@ Result = dict[str, Any]
 def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
     """Measure forward and backward of one case in every arm that can run it.
 
-    The arms take turns step by step in one process, every second round in the reverse order.
+    The arms take turns step by step in one process, every second round in the reverse order. They
+    share weights and images, and the garbage collector does not look at what was there before.
 
     Args:
         case: the model and its batch.
@@ -30,8 +32,9 @@ def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
 
     Returns:
         For each arm: ``error``, a line, or ``seconds``, the median; ``ratio`` to the ordinary step
-        with its quartiles; and, for tract_hub, ``own``, the time in the Gram matrix and the solve
-        as a share of the ordinary step, None where no clock can be put around them.
+        with its quartiles; ``rounds``, their number; and, for tract_hub, ``own``, the time in the
+        Gram matrix and the solve as a share of the ordinary step, None where no clock can be put
+        around them.
 
     """
     steppers: dict[str, Stepper] = {}
@@ -39,7 +42,7 @@ def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
     slowest = 0.0
     for arm in ARMS:
         try:
-            stepper = Stepper(case, arm, setup)
+            stepper = Stepper(case, arm, setup, steppers.get("ordinary"))
             slowest += min(stepper.seconds() for _ in range(WARM_UPS))
             steppers[arm] = stepper
         except Exception as error:  # torch_tract stops at what it does not know
@@ -47,13 +50,25 @@ def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
                 raise
             results[arm] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     count = min(MOST, max(FEWEST, int(budget / slowest)))
-    with _clocked(setup) as spent:
+    with _undisturbed(), _clocked(setup) as spent:
         rounds = interleave([stepper.seconds for stepper in steppers.values()], count)
     columns = list(zip(*rounds, strict=True))
     for arm, times in zip(steppers, columns, strict=True):
-        results[arm] = {"seconds": Ratio.of(times).median, "ratio": ratio(times, columns[0])}
+        shares = {"ratio": ratio(times, columns[0]), "rounds": count}
+        results[arm] = {"seconds": Ratio.of(times).median, **shares}
     results["tract_hub"]["own"] = sum(spent) / sum(columns[0]) if spent else None
     return {arm: results[arm] for arm in ARMS}
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the garbage collector from walking, in some step, over all that was imported."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
