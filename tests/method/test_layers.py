@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
+from tract_hub.method import sliding
 from tract_hub.method.operations import read_call
 from tract_hub.method.patches import row_chunks
 
@@ -105,6 +106,17 @@ def test_any_convolution_gets_the_closed_form_in_float64(
 def test_any_convolution_gets_the_closed_form_in_float32(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     check(layer, x, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [(7, 2, 3), (3, 1, 1), (5, 3, 0), (4, 4, 0)])
+@pytest.mark.parametrize("elements", [1, 2000])
+def test_lines_of_windows_may_be_multiplied_in_any_groups(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, padding: int, elements: int
+) -> None:
+    monkeypatch.setattr(sliding, "STACK_ELEMENTS", elements)  # one line, and a few
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 29, 30, dtype=torch.double)
+    check(nn.Conv2d(3, 4, kernel, stride, padding).double(), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

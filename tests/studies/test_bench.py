@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+import tract_hub
 from tract_hub.cli import main
 from tract_hub.errors import StudyError
 from tract_hub.studies.bench import cases, memory
-from tract_hub.studies.bench.arms import Setup
+from tract_hub.studies.bench.arms import Setup, Stepper
 from tract_hub.studies.bench.cases import Case
 from tract_hub.studies.bench.report import OWN, markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
-from tract_hub.studies.interleaved import interleave, ratio
+from tract_hub.studies.interleaved import Ratio, interleave, ratio
 
 
 @pytest.fixture
@@ -100,6 +101,25 @@ def test_turns_are_taken_in_reverse_every_second_round() -> None:
     timers = [lambda name=name: order.append(name) or len(order) for name in "abc"]
     assert interleave(timers, 2) == [[1, 2, 3], [6, 5, 4]]
     assert order == list("abccba")
+
+
+def test_the_arms_step_with_the_same_weights_and_images_and_leave_the_ordinary_model_so(
+    tiny: None,
+) -> None:
+    case, setup = cases.CASES["cpu"]["tiny"], Setup(torch.device("cpu"))
+    ordinary = Stepper(case, "ordinary", setup)
+    ours = Stepper(case, "tract_hub", setup, ordinary)
+    assert ours.images is ordinary.images
+    pairs = zip(ordinary.model.parameters(), ours.model.parameters(), strict=True)
+    assert all(one is other for one, other in pairs)
+    assert tract_hub.status(ours.model)
+    assert not tract_hub.status(ordinary.model)
+
+
+def test_the_median_is_as_sure_as_the_rounds_are_many() -> None:
+    shares = {"ratio": Ratio(1.1, 1.05, 1.15), "rounds": 100}
+    table = steps_table({"tiny": {"torch_tract": shares, "tract_hub": {**shares, "own": None}}})
+    assert table[1][1] == "+10.0% ± 1.6% (+5.0% to +15.0%)"
 
 
 def test_ratios_are_of_the_same_round() -> None:

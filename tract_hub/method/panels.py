@@ -11,6 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
+from tract_hub.method import onednn
 from tract_hub.method.precision import Precision
 
 LARGE = 256
@@ -23,6 +24,8 @@ PANEL = 128
 def gram_panels(rows: Tensor, precision: Precision) -> list[Tensor]:
     """Compute XᵀX of (groups, rows, n): one panel where n is small."""
     features = rows.shape[-1]
+    if features >= LARGE and onednn.suits(rows):
+        return onednn.gram_panels(rows, precision)
     height = PANEL if features >= LARGE else max(features, 1)
     return [
         _product(rows[..., start : start + height], rows[..., start:], precision)

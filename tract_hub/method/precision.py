@@ -82,15 +82,19 @@ def precision_for(call: LinearCall, rows: int) -> Precision:
             return widest(rows)
     # Elsewhere than on a CPU many small products take longer than a large one, and a large one is
     # summed in parts anyway; a compiled graph would hold each block.
-    eager = eager_on_cpu(call.input)
-    looks = eager and not transformed(call.input)
-    blocks = BLOCK_ROWS if eager else rows
-    return Precision(torch.float32, torch.float64, blocks, "always" if looks else "never")
+    blocks = BLOCK_ROWS if eager_on_cpu(call.input) else rows
+    looks: Literal["always", "never"] = "always" if plain_on_cpu(call.input) else "never"
+    return Precision(torch.float32, torch.float64, blocks, looks)
 
 
 def eager_on_cpu(tensor: Tensor) -> bool:
     """Whether operations on a tensor run one by one, on a CPU."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def plain_on_cpu(tensor: Tensor) -> bool:
+    """Whether they do, and no transform of torch.func sees to them."""
+    return eager_on_cpu(tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def widest(rows: int) -> Precision:

@@ -12,6 +12,8 @@ For a 7×7 kernel of stride 2 that is 2/7 of the multiplications and of the memo
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,13 @@ from torch import Tensor
 from tract_hub.method.operations import Convolution, LinearCall
 from tract_hub.method.panels import mirrored
 from tract_hub.method.patches import CHUNK_ELEMENTS, output_size
-from tract_hub.method.precision import Precision
+from tract_hub.method.precision import Precision, eager_on_cpu
+
+WIDTH = 16
+"""Features of a window that a CPU multiplies at a time: part of them takes as long, or longer."""
+
+STACK_ELEMENTS = 5 * 2**17
+"""Elements of image rows that a CPU unfolds at a time: 2.5 MiB in float32, within its cache."""
 
 
 def slides(call: LinearCall) -> bool:
@@ -38,11 +46,9 @@ def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precisio
     channels = call.input.shape[1]
     lines, width = output_size(convolution, tuple(call.input.shape[2:]))
     stack = call.input.shape[1:3].numel() * width * convolution.kernel[1]
-    together = min(CHUNK_ELEMENTS // stack, precision.block_rows // width)
-    chunks = (
-        call.as_used(images).to(precision.products) for images in call.input.split(max(1, together))
-    )
-    sums = (_by_edge(_products(images, convolution, lines), lines, precision) for images in chunks)
+    together = max(1, min(CHUNK_ELEMENTS // stack, precision.block_rows // width))
+    chunks = (call.as_used(images).to(precision.products) for images in call.input.split(together))
+    sums = (_by_edge(_stack(images, convolution, lines), lines, precision) for images in chunks)
     row = channels * convolution.kernel[1]
     panels = kernel_panels(functools.reduce(torch.add, sums), row, convolution)
     return _as_weight(mirrored(panels), channels, convolution).unsqueeze(0)
@@ -50,42 +56,82 @@ def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precisio
 
 def taps(convolution: Convolution) -> int:
     """Lines of ``stride`` image rows that one window reaches over."""
-    return -(-convolution.kernel[0] // convolution.stride[0])
+    return math.ceil(convolution.kernel[0] / convolution.stride[0])
 
 
-def _products(images: Tensor, convolution: Convolution, lines: int) -> Tensor:
-    """(batch, channels, height, width) → (lines + taps − 1, fresh features, features).
+@dataclass(frozen=True)
+class _Stack:
+    """Image rows, unfolded horizontally: a view, of which no more is copied than is multiplied.
 
-    Features are in the order kernel row, channel, kernel column; the fresh ones are those of the
-    first ``stride`` kernel rows. The lines after the last output line have zeros below.
+    Attributes:
+        rows: (image rows, channels, kernel width, batch, output width); zeros below the last.
+        lines: of windows.
+        step: rows from one window to the next.
+        fresh: features of a window's first ``stride`` rows, in the order row, channel, column.
+        reach: features to multiply them with: all of the window, and perhaps some below.
+
     """
-    height, stride = convolution.kernel[0], convolution.stride[0]
-    row = images.shape[1] * convolution.kernel[1]
-    stack = _image_rows(images, convolution, (lines + taps(convolution) - 2) * stride + height)
-    windows = stack.unfold(0, height * row, stride * row)
-    return torch.bmm(windows[..., : min(stride, height) * row].mT, windows)
+
+    rows: Tensor
+    lines: int
+    step: int
+    fresh: int
+    reach: int
+
+    def products(self, first: int, last: int) -> Tensor:
+        """Multiply the windows of some lines: (last − first, fresh, reach)."""
+        row = self.rows.shape[1:3].numel()
+        end = (last - 1) * self.step + math.ceil(self.reach / row)
+        copied = self.rows[first * self.step : end].flatten(3).flatten(0, 2).contiguous()
+        windows = copied.unfold(0, self.reach, self.step * row)
+        return torch.bmm(windows[..., : self.fresh].mT, windows)
+
+    def lines_together(self) -> int:
+        """Lines to multiply in one go: as many as the cache of a CPU holds, elsewhere all.
+
+        There memory is fast and calls are dear, and a compiled graph would hold every part.
+        """
+        if not eager_on_cpu(self.rows):
+            return self.lines
+        return max(1, STACK_ELEMENTS // (self.step * self.rows.shape[1:].numel()))
+
+
+def _stack(images: Tensor, convolution: Convolution, lines: int) -> _Stack:
+    """(batch, channels, height, width) → windows of the output lines, and taps − 1 more."""
+    (height, width), stride = convolution.kernel, convolution.stride[0]
+    row = images.shape[1] * width
+    multiple = WIDTH if eager_on_cpu(images) else 1
+    reach = math.ceil(height * row / multiple) * multiple
+    lines += taps(convolution) - 1
+    rows = _image_rows(images, convolution, (lines - 1) * stride + math.ceil(reach / row))
+    return _Stack(rows, lines, stride, min(stride, height) * row, reach)
 
 
 def _image_rows(images: Tensor, convolution: Convolution, rows: int) -> Tensor:
-    """(batch, channels, height, width) → (rows × channels × kernel width, batch × output width)."""
+    """View as (rows, channels, kernel width, batch, output width); the padding is a copy."""
     ((top, _), (left, right)) = convolution.padding
     below = rows - top - images.shape[2]  # negative: cuts what no window sees
     edges = (left, right, top, below)
     padded = F.pad(images, edges) if any(edges) else images  # no padding would be a copy
     unfolded = padded.unfold(3, convolution.kernel[1], convolution.stride[1])
-    stack: Tensor = unfolded.permute(2, 1, 4, 0, 3).flatten(3).flatten(0, 2).contiguous()
-    return stack
+    return unfolded.permute(2, 1, 4, 0, 3)
 
 
-def _by_edge(products: Tensor, lines: int, precision: Precision) -> Tensor:
-    """Sum what all pairs of kernel rows share: (lines + taps − 1, …) → (2 taps − 1, …).
+def _by_edge(stack: _Stack, lines: int, precision: Precision) -> Tensor:
+    """Sum the products that all pairs of kernel rows share: (2 taps − 1, fresh, reach).
 
-    The pairs of tap t take the lines from t to t + lines: those from taps − 1 to ``lines`` are in
-    all of them, and are put between the ones above and the ones below.
+    The pairs of tap t take the lines from t to t + ``lines``: those from taps − 1 to ``lines`` are
+    in all of them, and are put between the ones above and the ones below.
     """
-    extra = products.shape[0] - lines
-    shared = products[extra:lines].sum(0, keepdim=True, dtype=precision.sums)
-    return torch.cat([products[:extra], shared, products[lines:]])
+    cuts, together = (stack.lines - lines, lines), stack.lines_together()
+    above, shared, below = [], [], []
+    for first in range(0, stack.lines, together):
+        products = stack.products(first, min(first + together, stack.lines))
+        parts = products.tensor_split([max(cut - first, 0) for cut in cuts])
+        above.append(parts[0])
+        shared.append(parts[1].sum(0, keepdim=True, dtype=precision.sums))
+        below.append(parts[2])
+    return torch.cat([*above, functools.reduce(torch.add, shared), *below])
 
 
 def kernel_panels(by_edge: Tensor, row: int, convolution: Convolution) -> list[Tensor]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tract_hub.method.blocks import divide_by_blocks
 from tract_hub.method.gram import Gram
-from tract_hub.method.precision import widest_dtype
+from tract_hub.method.precision import plain_on_cpu, widest_dtype
+
+LARGE = 256
+"""Features from which on blocks are faster than LAPACK."""
 
 
 def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
@@ -30,14 +34,23 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
     groups, features, _ = gram.total.shape
     with torch.autocast(gradient.device.type, enabled=False):
         damped, damping = damp(gram, lam)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        columns = gradient.reshape(groups, -1, features).to(damped.dtype).mT
-        solved = torch.cholesky_solve(columns, factor).mT
+        rows = gradient.reshape(groups, -1, features).to(damped.dtype)
+        solved, definite = _divide(rows, damped)
         # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN. The
         # trace of a Gram matrix, and with it the damping, is not finite where an entry is not.
-        sound = (info == 0) & damping.isfinite()[:, 0, 0]
+        sound = definite & damping.isfinite()[:, 0, 0]
         solved = torch.where(sound[:, None, None], solved, torch.nan)
     return solved.reshape(gradient.shape).to(gradient.dtype)
+
+
+def _divide(rows: Tensor, damped: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows · damped⁻¹, and whether each matrix was positive definite."""
+    large = damped.shape[-1] >= LARGE
+    # Blocks are written in place, which no graph of this backward and no transform could follow.
+    if large and not torch.is_grad_enabled() and plain_on_cpu(rows) and plain_on_cpu(damped):
+        return divide_by_blocks(rows, damped)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    return torch.cholesky_solve(rows.mT, factor).mT, info == 0
 
 
 def invert(gram: Gram, lam: float | Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,7 +42,13 @@ def _added(result: Mapping[str, Any]) -> str:
     if "error" in result:
         return f"cannot run ({result['error']})"
     ratio: Ratio = result["ratio"]
-    return f"{ratio.median - 1:+.1%} ({ratio.first - 1:+.1%} to {ratio.third - 1:+.1%})"
+    middle = f"{ratio.median - 1:+.1%} ± {_notch(ratio, result['rounds']):.1%}"
+    return f"{middle} ({ratio.first - 1:+.1%} to {ratio.third - 1:+.1%})"
+
+
+def _notch(ratio: Ratio, rounds: int) -> float:
+    """How far the median of as many more rounds may be off, 19 of 20 times: a box plot's notch."""
+    return 1.57 * (ratio.third - ratio.first) / math.sqrt(rounds)
 
 
 def memory_table(peaks: Mapping[str, Mapping[int, float]]) -> Table:
@@ -60,7 +67,9 @@ def markdown(head: str, steps: Table, memory: Table | None) -> str:
     lines = ["# What TrAct costs", "", head, "", "## Time", ""]
     lines += [
         "Added to forward and backward of the ordinary model: median over rounds of the ratio of "
-        "the whole steps (quartiles)" + (f", {_CLOCK}" if OWN in steps[0] else "") + ".",
+        "the whole steps ± its uncertainty at 95% (quartiles of the rounds)"
+        + (f", {_CLOCK}" if OWN in steps[0] else "")
+        + ".",
         "",
         *_rows(steps),
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -22,7 +24,8 @@ Made = TypeVar("Made")
 def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
     """Measure forward and backward of one case in every arm that can run it.
 
-    The arms take turns step by step in one process, every second round in the reverse order.
+    The arms take turns step by step in one process, every second round in the reverse order. They
+    share weights and images, and the garbage collector does not look at what was there before.
 
     Args:
         case: the model and its batch.
@@ -31,22 +34,27 @@ def time_case(case: Case, setup: Setup, budget: float) -> dict[str, Result]:
 
     Returns:
         For each arm: ``error``, a line, or ``seconds``, the median; ``ratio`` to the ordinary step
-        with its quartiles; and, for tract_hub, ``own``, the time in the Gram matrix and the solve
-        as a share of the ordinary step, None where no clock can be put around them.
+        with its quartiles; ``rounds``, their number; and, for tract_hub, ``own``, the time in the
+        Gram matrix and the solve as a share of the ordinary step, None where no clock can be put
+        around them.
 
     """
     results: dict[str, Result] = {}
     # All are made before any steps: enable makes the compiler forget what it compiled before.
-    steppers = dict(_trying(ARMS, lambda arm: Stepper(case, arm, setup), results))
+    ordinary, *others = ARMS
+    steppers = {ordinary: Stepper(case, ordinary, setup)}
+    twin = partial(Stepper, case, setup=setup, ordinary=steppers[ordinary])
+    steppers |= _trying(others, twin, results)
     warm = dict(_trying(steppers, lambda arm: _warm_up(steppers[arm]), results))
     steppers = {arm: steppers[arm] for arm in warm}
     one_round = setup.steps * sum(warm.values())
     count = min(MOST, max(FEWEST, int(budget / one_round)))
-    with _clocked(setup) as spent:
+    with _undisturbed(), _clocked(setup) as spent:
         rounds = interleave([stepper.seconds for stepper in steppers.values()], count)
     columns = list(zip(*rounds, strict=True))
     for arm, times in zip(steppers, columns, strict=True):
-        results[arm] = {"seconds": Ratio.of(times).median, "ratio": ratio(times, columns[0])}
+        shares = {"ratio": ratio(times, columns[0]), "rounds": count}
+        results[arm] = {"seconds": Ratio.of(times).median, **shares}
     results["tract_hub"]["own"] = sum(spent) / sum(columns[0]) if spent else None
     return {arm: results[arm] for arm in ARMS}
 
@@ -66,6 +74,17 @@ def _trying(
 
 def _warm_up(stepper: Stepper) -> float:
     return min(stepper.seconds() for _ in range(WARM_UPS))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the garbage collector from walking, in some step, over all that was imported."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
