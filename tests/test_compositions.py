@@ -105,17 +105,24 @@ def test_the_inverse_is_started_in_the_forward_of_a_compiled_graph(
     assert as_on_a_gpu == ["inverse", "multiply"]
 
 
-def test_transforms_of_torch_func_are_compiled_without_operators(
-    x: Tensor, as_on_a_gpu: list[str]
+@pytest.mark.parametrize("takes_gradient", [True, False])
+def test_a_compiled_transform_of_torch_func_is_refused_or_left_to_python(
+    x: Tensor, takes_gradient: bool
 ) -> None:
     model = tract_hub.enable(Net(STEMS["Conv2d"]()))
-    weights = dict(model.named_parameters())
+    weights = {
+        name: weight if takes_gradient else weight.detach()
+        for name, weight in model.named_parameters()
+    }
 
     def loss(weights: dict[str, Tensor]) -> Tensor:
         return functional_call(model, weights, (x,)).square().sum()
 
-    assert_close(torch.compile(grad(loss), backend="aot_eager")(weights), grad(loss)(weights))
-    assert not as_on_a_gpu
+    run = torch.compile(grad(loss), backend="aot_eager")
+    assert_close(run(weights), grad(loss)(weights))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="leave the transform out"):
+        torch.compile(grad(loss), backend="aot_eager", fullgraph=True)(weights)
 
 
 @pytest.mark.parametrize("change", ["enable", "disable", "lam"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from tract_hub.errors import TractError
 from tract_hub.method.ahead import invert_ahead
 from tract_hub.method.gram import gram_of
 from tract_hub.method.operations import Convolution, LinearCall
@@ -25,12 +26,25 @@ DEVICES = ("cuda",)
 
 
 def calls_operators(call: LinearCall) -> bool:
-    """Whether a graph is being compiled for a GPU, and nothing in it needs more of the operators.
-
-    They know no transforms of torch.func, and an inverse is not exact enough for float64.
-    """
+    """Whether a graph is being compiled for a GPU, where an inverse is exact enough."""
     here = torch.compiler.is_compiling() and call.input.device.type in DEVICES
-    return here and call.weight.dtype != torch.float64 and not _transforms()
+    return here and call.weight.dtype != torch.float64
+
+
+def check_compiler() -> None:
+    """Refuse what torch would compile to the ordinary gradient, without a word.
+
+    Raises:
+        TractError: a transform of torch.func is being compiled. In such a graph a weight does not
+            say that it takes a gradient, and torch below 2.15 leaves out what a custom function
+            does in its backward.
+
+    """
+    if torch.compiler.is_compiling() and _transforms():
+        raise TractError(
+            "torch compiles torch.func transforms without TrAct's gradient: leave the transform "
+            "out of torch.compile, or compile without fullgraph, which does so by itself"
+        )
 
 
 def _transforms() -> bool:

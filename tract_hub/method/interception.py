@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tract_hub.errors import TractError, TractWarning
-from tract_hub.method.compiled import calls_operators, correct_compiled
+from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice, warn_of_eval
 from tract_hub.method.gram import Gram, gram_of
 from tract_hub.method.operations import (
@@ -333,6 +333,8 @@ class _GatedForward(TorchFunctionMode):
         return output
 
     def _gated(self, call: LinearCall) -> Tensor:
+        if torch.is_grad_enabled() and self.module.training:
+            check_compiler()
         if not torch.is_grad_enabled() or not call.weight.requires_grad:
             return call.weight
         if not self.module.training:
