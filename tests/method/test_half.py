@@ -57,7 +57,7 @@ def test_it_is_that_of_the_rows_for_any_geometry(
     for gram, X in zip(
         got, conv_rows(call.input.double(), call.weight.double(), **geometry), strict=True
     ):
-        assert relative_error(gram, X.T @ X) < 1e-6
+        assert relative_error(gram, X.T @ X) < 5e-6  # a float32 sum of some thousand rows
 
 
 @pytest.mark.parametrize("kernel, stride, strips_", [(7, 2, True), (3, 1, True), (4, 4, False)])

@@ -20,8 +20,8 @@ from tract_hub.method.precision import Precision
 from tract_hub.method.streams import Relay
 from tract_hub.method.strips import product, strip_gram, suits_strips
 
-CHUNK_ELEMENTS = 10 * 2**20
-"""Unfolded elements in a buffer: 20 MiB, of which each product can fill the GPU."""
+CHUNK_ELEMENTS = 24 * 2**20
+"""Unfolded elements in a buffer: 48 MiB, so that few launches multiply a large batch."""
 
 
 def half_gram(call: LinearCall, precision: Precision) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -41,9 +41,7 @@ def half_gram(call: LinearCall, precision: Precision) -> tuple[Tensor, torch.cud
         with relay.beside():
             added = map(_summed, _blocks(rows, precision.block_rows))
             sums = [functools.reduce(torch.Tensor.add_, [*sums, *added])]
-    with relay.beside():
-        total = sums[0].double()
-    return total, relay.ready
+    return sums[0], relay.ready
 
 
 def _blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
@@ -60,8 +58,8 @@ def _blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def _summed(blocks: Tensor) -> Tensor:
-    """(groups, blocks, rows, n) → (groups, n, n) in float32."""
+    """(groups, blocks, rows, n) → (groups, n, n) in float64."""
     flat = blocks.flatten(0, 1)
     products = product(flat, flat).unflatten(0, tuple(blocks.shape[:2]))
-    total: Tensor = products.sum(1) if products.shape[1] > 1 else products[:, 0]
+    total: Tensor = products.sum(1).double()
     return total

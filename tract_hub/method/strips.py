@@ -90,22 +90,18 @@ def strip_gram(
         limit: elements of strips in a buffer, about.
 
     """
-    images, plan = call.input, _Plan.of(call.input, convolution)
-    last = (plan.products[0] * plan.together - 1) * convolution.stride[0]
-    height = last + convolution.kernel[0]
-    together = min(len(images), max(1, limit // (height * plan.run * plan.width)))
-    padded = _padded(images, convolution, plan, (together, height), precision.products)
+    plan = _Plan.of(call.input, convolution)
+    source = _Source(call.input, convolution, plan, precision, limit)
     sums: list[Tensor] = []
-    for chunk in images.split(together):
-        _fill(padded[: len(chunk)], chunk, convolution)
-        strips = _strips(padded[: len(chunk)], images.shape[1], plan, convolution, relay)
+    for chunk in source.chunks():
+        strips = source.strips(chunk, relay)
         with relay.beside():
             windows = strips.unfold(1, plan.products[2], plan.products[1]).movedim(1, 0)
             added = product(windows[..., : plan.products[1]], windows)
             sums = [functools.reduce(torch.Tensor.add_, [*sums, added])]
     with relay.beside():
         panels = kernel_panels(_by_edge(sums[0], plan), plan.run, convolution)
-        return _as_weight(mirrored(panels), images.shape[1], convolution).unsqueeze(0)
+        return _as_weight(mirrored(panels), call.input.shape[1], convolution).unsqueeze(0)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -115,39 +111,55 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.mT.float(), right.float())
 
 
-def _padded(
-    images: Tensor,
-    convolution: Convolution,
-    plan: _Plan,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Zeros for (batch, height, pixels with their channels), as wide as all runs together."""
-    channels, left = images.shape[1], convolution.padding[1][0]
-    reach = (plan.width - 1) * convolution.stride[1] * channels + plan.run
-    pitch = math.ceil(max(reach, (left + images.shape[3]) * channels) / RUN) * RUN
-    return images.new_zeros((*shape, pitch), dtype=dtype)
+class _Source:
+    """Where strips are copied from: as many images as fit, padded and with their channels last.
 
+    Each view is made once: on a GPU the processor's time for it would be waited for.
 
-def _fill(padded: Tensor, images: Tensor, convolution: Convolution) -> None:
-    """Cast images (batch, channels, height, width) into the middle, channels last."""
-    _, channels, height, width = images.shape
-    top, left = convolution.padding[0][0], convolution.padding[1][0]
-    seen = min(height, padded.shape[1] - top)  # below, there may be rows that no window sees
-    middle = padded[:, top : top + seen, left * channels : (left + width) * channels]
-    middle.unflatten(2, (width, channels)).copy_(images[:, :, :seen].permute(0, 2, 3, 1))
+    Attributes:
+        images: (batch, height, width, channels), without the rows that no window sees.
+        middle: the same of the padded images, of ``together`` of them.
+        runs: what each output column needs of each image row: (together, output width, height,
+            words of half-precision elements).
 
+    """
 
-def _strips(
-    padded: Tensor, channels: int, plan: _Plan, convolution: Convolution, relay: Relay
-) -> Tensor:
-    """(batch, height, pitch) → (batch × output width, height × run)."""
-    step = convolution.stride[1] * channels
-    elements = math.gcd(step, max(WORDS))
-    words = padded.view(WORDS[elements])
-    runs = words.unfold(2, plan.run // elements, step // elements)[:, :, : plan.width]
-    strips: Tensor = relay.copy(runs.transpose(1, 2), words.dtype).view(padded.dtype)
-    return strips.flatten(2).flatten(0, 1)
+    def __init__(
+        self,
+        images: Tensor,
+        convolution: Convolution,
+        plan: _Plan,
+        precision: Precision,
+        limit: int,
+    ) -> None:
+        channels, stride = images.shape[1], convolution.stride
+        rows = (plan.products[0] * plan.together - 1) * stride[0] + convolution.kernel[0]
+        together = min(limit // (rows * plan.run), precision.block_rows) // plan.width
+        shape = (max(1, min(together, len(images))), rows)
+        top, left = convolution.padding[0][0], convolution.padding[1][0] * channels
+        self.images = images[:, :, : rows - top].permute(0, 2, 3, 1)
+        _, seen, width, _ = self.images.shape
+        reach = (plan.width - 1) * stride[1] * channels + plan.run
+        pitch = math.ceil(max(reach, left + width * channels) / RUN) * RUN
+        padded = images.new_zeros((*shape, pitch), dtype=precision.products)
+        middle = padded[:, top : top + seen, left : left + width * channels]
+        self.middle = middle.unflatten(2, (width, channels))
+        step = stride[1] * channels
+        elements = math.gcd(step, max(WORDS))
+        words = padded.view(WORDS[elements]).unfold(2, plan.run // elements, step // elements)
+        self.runs = words[:, :, : plan.width].transpose(1, 2)
+
+    def chunks(self) -> tuple[Tensor, ...]:
+        """Split the images."""
+        chunks: tuple[Tensor, ...] = self.images.split(len(self.middle))
+        return chunks
+
+    def strips(self, chunk: Tensor, relay: Relay) -> Tensor:
+        """Copy the strips of a chunk: (batch × output width, height × run)."""
+        count = len(chunk)
+        self.middle[:count].copy_(chunk)
+        strips: Tensor = relay.copy(self.runs[:count], self.runs.dtype).view(self.middle.dtype)
+        return strips.flatten(2).flatten(0, 1)
 
 
 def _by_edge(products: Tensor, plan: _Plan) -> Tensor:
