@@ -28,7 +28,7 @@ WIDTH = 16
 """Features of a window that a CPU multiplies at a time: part of them takes as long, or longer."""
 
 STACK_ELEMENTS = 5 * 2**17
-"""Elements of image rows that a CPU unfolds at a time: 2.5 MiB in float32, which its cache holds."""
+"""Elements of image rows that a CPU unfolds at a time: 2.5 MiB in float32, for its cache."""
 
 
 def slides(call: LinearCall) -> bool:
