@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,24 +65,25 @@ def precision_for(call: LinearCall, rows: int) -> Precision:
     """Choose the precision for the Gram matrix of one call.
 
     Float64 for its own kind; where it is both cheap and needed, with fewer rows than features, as
-    such a matrix is singular; where it is as fast as float32; and where float32 would mean TF32.
-    Half precision on a GPU where the layer itself multiplies in it.
+    such a matrix is singular; in a compiled graph, which would hold every block; where it is as
+    fast as float32; and where torch may multiply float32 in TF32 or bfloat16. Half precision on a
+    GPU where the layer itself multiplies in it.
     """
-    device, operands = call.input.device, call.operands or call.input.dtype
+    device = call.input.device
     if device.type == "mps":  # has no float64
         return Precision(torch.float32, torch.float32, rows)
-    if call.input.dtype == torch.float64 or rows < call.in_features:
+    few = rows < call.in_features
+    if call.input.dtype == torch.float64 or few or torch.compiler.is_compiling():
         return widest(rows)
-    transformed = torch._C._functorch.is_functorch_wrapped_tensor
-    if device.type == "cuda":
-        plain = not torch.compiler.is_compiling() and not transformed(call.input)
-        if plain and operands.itemsize == 2 and _has_matrix_units(device):
-            return Precision(operands, torch.float64, HALF_BLOCK_ROWS, "once", HALF_ROUGH)
-        if _is_fast(device) or torch.backends.cuda.matmul.allow_tf32:
-            return widest(rows)
+    plain = not torch._C._functorch.is_functorch_wrapped_tensor(call.input)
+    if device.type == "cuda" and plain and _multiplies_halves(call):
+        operands = call.operands or call.input.dtype
+        return Precision(operands, torch.float64, HALF_BLOCK_ROWS, "once", HALF_ROUGH)
+    if (device.type == "cuda" and _is_fast(device)) or _shortens_float32(device):
+        return widest(rows)
     # Elsewhere than on a CPU many small products take longer than a large one, and a large one is
-    # summed in parts anyway; a compiled graph would hold each block.
-    blocks = BLOCK_ROWS if eager_on_cpu(call.input) else rows
+    # summed in parts anyway.
+    blocks = BLOCK_ROWS if device.type == "cpu" else rows
     looks: Literal["always", "never"] = "always" if plain_on_cpu(call.input) else "never"
     return Precision(torch.float32, torch.float64, blocks, looks)
 
@@ -107,10 +108,20 @@ def widest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def _shortens_float32(device: torch.device) -> bool:
+    """Whether ``torch.set_float32_matmul_precision`` or its like asks for less than float32."""
+    backends: Any = torch.backends  # which says nothing of types
+    own = (backends.cuda if device.type == "cuda" else backends.mkldnn).matmul.fp32_precision
+    asked = backends.fp32_precision if own == "none" else own
+    return asked not in ("none", "ieee")
+
+
 def _is_fast(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) in FAST_FLOAT64
 
 
-def _has_matrix_units(device: torch.device) -> bool:
-    """Whether they multiply bfloat16 and float16, and torch hands their sums on in float32."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+def _multiplies_halves(call: LinearCall) -> bool:
+    """Whether a layer on a GPU multiplies in half precision, as torch lets matrix units do too."""
+    capable = torch.cuda.get_device_capability(call.input.device) >= (8, 0)
+    operands = call.operands or call.input.dtype
+    return operands.itemsize == 2 and capable and torch.version.hip is None

@@ -38,7 +38,7 @@ def slides(call: LinearCall) -> bool:
         return False
     lines = output_size(convolution, tuple(call.input.shape[2:]))[0]
     plain = convolution.groups == 1 and convolution.dilation == (1, 1)
-    return plain and lines >= _taps(convolution)
+    return plain and lines >= taps(convolution)
 
 
 def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precision) -> Tensor:
@@ -46,16 +46,15 @@ def sliding_gram(call: LinearCall, convolution: Convolution, precision: Precisio
     channels = call.input.shape[1]
     lines, width = output_size(convolution, tuple(call.input.shape[2:]))
     stack = call.input.shape[1:3].numel() * width * convolution.kernel[1]
-    together = min(CHUNK_ELEMENTS // stack, precision.block_rows // width)
-    sums = (
-        _by_edge(_stack(images.to(precision.products), convolution, lines), lines, precision)
-        for images in call.input.split(max(1, together))
-    )
-    panels = _panels(functools.reduce(torch.add, sums), channels, convolution)
+    together = max(1, min(CHUNK_ELEMENTS // stack, precision.block_rows // width))
+    chunks = (call.as_used(images).to(precision.products) for images in call.input.split(together))
+    sums = (_by_edge(_stack(images, convolution, lines), lines, precision) for images in chunks)
+    row = channels * convolution.kernel[1]
+    panels = kernel_panels(functools.reduce(torch.add, sums), row, convolution)
     return _as_weight(mirrored(panels), channels, convolution).unsqueeze(0)
 
 
-def _taps(convolution: Convolution) -> int:
+def taps(convolution: Convolution) -> int:
     """Lines of ``stride`` image rows that one window reaches over."""
     return math.ceil(convolution.kernel[0] / convolution.stride[0])
 
@@ -103,7 +102,7 @@ def _stack(images: Tensor, convolution: Convolution, lines: int) -> _Stack:
     row = images.shape[1] * width
     multiple = WIDTH if eager_on_cpu(images) else 1
     reach = math.ceil(height * row / multiple) * multiple
-    lines += _taps(convolution) - 1
+    lines += taps(convolution) - 1
     rows = _image_rows(images, convolution, (lines - 1) * stride + math.ceil(reach / row))
     return _Stack(rows, lines, stride, min(stride, height) * row, reach)
 
@@ -135,15 +134,17 @@ def _by_edge(stack: _Stack, lines: int, precision: Precision) -> Tensor:
     return torch.cat([*above, functools.reduce(torch.add, shared), *below])
 
 
-def _panels(by_edge: Tensor, channels: int, convolution: Convolution) -> list[Tensor]:
-    """Sum the products of each pair of kernel rows: one panel of lines a tap."""
-    (height, width), stride = convolution.kernel, convolution.stride[0]
-    row, taps = channels * width, _taps(convolution)
+def kernel_panels(by_edge: Tensor, row: int, convolution: Convolution) -> list[Tensor]:
+    """Sum the products of each pair of kernel rows, of ``row`` features: one panel of lines a tap.
+
+    ``by_edge`` is (2 taps − 1, fresh features, features).
+    """
+    height, stride, reach = convolution.kernel[0], convolution.stride[0], taps(convolution)
     panels = []
-    for tap in range(taps):
+    for tap in range(reach):
         above = stride * tap * row  # features of the kernel rows above the first of this tap
         fresh = min(stride * row, height * row - above)
-        panels.append(by_edge[tap : tap + taps, :fresh, : height * row - above].sum(0))
+        panels.append(by_edge[tap : tap + reach, :fresh, : height * row - above].sum(0))
     return panels
 
 
