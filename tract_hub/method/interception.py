@@ -22,6 +22,11 @@ from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice, warn_of_eval
 from tract_hub.method.gram import Gram, gram_of
+from tract_hub.method.hooks import (
+    let_the_compiler_see_hooks,
+    prepend_pre_hook,
+    remove_hook,
+)
 from tract_hub.method.operations import (
     LinearCall,
     as_cast,
@@ -121,37 +126,6 @@ class WeightGate:
             if not torch.compiler.is_compiling() and interrupted in self._running:
                 self._running.remove(interrupted)
         modes.clear()
-
-
-def let_the_compiler_see_hooks() -> None:
-    """Have graphs that torch.compile makes from now on checked for the hooks of their modules.
-
-    It takes hooks for something that all models of a class have, or none: of two of them, one with
-    TrAct and one without, the second would run the first one's graph, and nothing would say so.
-    """
-    import torch._dynamo  # takes a second where nothing else has imported it
-
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-
-
-def prepend_pre_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
-    """Register a hook that runs before every other.
-
-    What stands first in the table is put there first, too: the compiler of torch 2.11 looks hooks
-    up in the order in which they came, and finds another where only the table was reordered.
-    """
-    module.register_forward_pre_hook(hook)
-    table = module._forward_pre_hooks
-    for key in list(table)[:-1]:
-        table[key] = table.pop(key)
-
-
-def remove_hook(table: dict[int, Any], owner: object) -> list[int]:
-    """Remove an object's methods from a table of hooks; return their keys there."""
-    keys = [key for key, hook in list(table.items()) if getattr(hook, "__self__", None) is owner]
-    for key in keys:
-        table.pop(key, None)
-    return keys
 
 
 class _Forwards(list["_GatedForward"]):
