@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,11 @@ CONV, LINEAR = nn.Conv2d(3, 4, 3, stride=2, padding=1).double(), nn.Linear(6, 4)
 IMAGES, PATCHES = torch.Size((9, 3, 12, 12)), torch.Size((9, 5, 6))
 
 
-def gradient(layer: nn.Module, x: Tensor) -> Tensor:
+def gradient(
+    layer: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     layer.zero_grad()
-    output = layer(x)
+    output = (forward or layer)(x)
     weights = torch.linspace(-1, 2, output.numel(), dtype=x.dtype)
     (output * weights.view(output.shape)).sum().backward()
     return layer.weight.grad.clone()
@@ -46,8 +50,12 @@ def test_every_so_many_images_make_the_gram_matrix(case, share: float, step: int
 def test_it_compiles_to_the_same_gradient(case) -> None:
     layer, x = case
     expected = gradient(tract_hub.enable(layer, stems=[""], rows=0.25), x)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    assert relative_error(gradient(compiled, x), expected) < 1e-12
+    tract_hub.disable(layer)
+    # In a model of its own: torch 2.11 takes one pre-hook for another where a module has two and
+    # the later one was put first, whoever put them there.
+    model = tract_hub.enable(nn.Sequential(layer), stems=["0"], rows=0.25)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert relative_error(gradient(layer, x, compiled), expected) < 1e-12
 
 
 def test_one_image_without_a_batch_stays_whole() -> None:
