@@ -167,7 +167,7 @@ def test_inputs_that_are_given(model, inputs) -> None:
         (NeverReads(), "StemNotFoundError", "NeverReads.*stems="),
         (nn.ReLU(), "StemNotFoundError", "ReLU.*stems="),
         (nn.LSTM(28, 10), "UnsupportedStemError", "LSTM.*stems="),
-        (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward first"),
+        (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward, then enable TrAct"),
         (Locked(), "ExampleInputError", r"Locked cannot be copied .*lock.*stems="),
     ],
 )

@@ -73,12 +73,13 @@ def _refuse_shapeless(model: nn.Module) -> None:
     parameters = list(model.parameters())
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
         raise ExampleInputError(
-            f"{name} has lazy parameters without a shape: run one forward first"
+            f"{name} has lazy parameters without a shape: run one forward, then enable TrAct"
         )
     flat = any(getattr(parameter, "_is_flat_param", False) for parameter in parameters)
     if flat or _has_fsdp_inside(model):
         raise ExampleInputError(
-            f"{name}: FSDP has flattened its parameters: find its first layers before wrapping it"
+            f"{name}: FSDP has flattened its parameters: enable TrAct before wrapping it, with "
+            "use_orig_params=True, or use fully_shard"
         )
 
 
