@@ -15,24 +15,23 @@ def _flag(name: str, text: str) -> Any:
 
 
 def bench(
-    cases: Annotated[str, typer.Option(help="By name, a,b; else all.")] = "",
+    cases: Annotated[str, typer.Option(help="Their names, as a,b; else all.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    budget: Annotated[float, typer.Option(min=0, help="Seconds a case")] = 60.0,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the CPU.")] = 1,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds for a case.")] = 60.0,
     no_memory: Annotated[
         bool, typer.Option("--no-memory", help="Time alone, no peak memory.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Of the results.")] = Path("tract-hub-runs/bench"),
-    bf16: Annotated[bool, _flag("--bf16", "Under autocast to bfloat16.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
+        "tract-hub-runs/bench"
+    ),
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="Of the CPU.", rich_help_panel=FORM)
+    ] = 1,
+    bf16: Annotated[bool, _flag("--bf16", "Autocast to bfloat16.")] = False,
     compiled: Annotated[bool, _flag("--compiled", "By torch.compile.")] = False,
-    channels_last: Annotated[
-        bool, _flag("--channels-last", "Images laid out channels last.")
-    ] = False,
+    channels_last: Annotated[bool, _flag("--channels-last", "Layout of the images.")] = False,
 ) -> None:
-    """Measure what TrAct adds to a training step, beside the ordinary model and torch_tract.
-
-    The latter is measured where it is installed: pip install torch_tract.
-    """
+    """Measure what TrAct adds to a training step, and what torch_tract does, where installed."""
     from tract_hub.studies.bench.run import bench as run
 
     forms = {"bf16": bf16, "compiled": compiled, "channels_last": channels_last}
