@@ -41,3 +41,7 @@ class DataError(StudyError):
 
 class ModelError(StudyError):
     """The model cannot be found, built, or run on the images at hand."""
+
+
+class UnpairedRunsError(StudyError):
+    """Two arms of a seed did not start alike or did not see the same batches."""

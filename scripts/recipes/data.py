@@ -22,7 +22,10 @@ def train_loader(recipe: Recipe, root: Path, batch: int, workers: int, at: Accel
     share = {"num_replicas": at.num_processes, "rank": at.process_index}
     sampler: Sampler[int] = DistributedSampler(data, **share)
     if recipe.repeats:
-        sampler = RepeatAugSampler(data, num_repeats=recipe.repeats, **share)
+        rounded = 256 if len(data) >= 256 else 0  # as newer timm has it; 1.0.24 selects none
+        sampler = RepeatAugSampler(
+            data, num_repeats=recipe.repeats, selected_round=rounded, **share
+        )
     return DataLoader(data, batch, sampler=sampler, num_workers=workers, drop_last=True)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tract_hub
+from tests.oracle import closed_form, layer_rows, relative_error
 
 
 class LeNet(nn.Module):
@@ -167,7 +168,7 @@ def test_inputs_that_are_given(model, inputs) -> None:
         (NeverReads(), "StemNotFoundError", "NeverReads.*stems="),
         (nn.ReLU(), "StemNotFoundError", "ReLU.*stems="),
         (nn.LSTM(28, 10), "UnsupportedStemError", "LSTM.*stems="),
-        (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward first"),
+        (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward, then enable TrAct"),
         (Locked(), "ExampleInputError", r"Locked cannot be copied .*lock.*stems="),
     ],
 )
@@ -184,3 +185,34 @@ def test_indices_are_no_pixels() -> None:
 def test_only_modules_are_located() -> None:
     with pytest.raises(TypeError, match="got str"):
         tract_hub.locate("resnet50")
+
+
+def standardise(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return ((inputs[0] - 0.5) / 0.25,)
+
+
+@pytest.mark.parametrize(
+    ("owner", "says"),
+    [("0", "the forward pre-hook of 0"), ("", "the forward pre-hook of the model")],
+)
+def test_a_hook_that_is_not_called_is_spoken_of(owner: str, says: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 2).double())
+    handle = model.get_submodule(owner).register_forward_pre_hook(standardise)
+    expected = f"reads the pixels directly, or what {says} makes of them"
+    assert tract_hub.locate(model)[0].reason == expected
+    assert tract_hub.locate(tract_hub.enable(model))[0].reason == expected
+    handle.remove()
+    assert tract_hub.locate(model)[0].reason == "reads the pixels directly"
+
+
+def test_what_a_pre_hook_makes_of_the_pixels_is_the_layer_s_input() -> None:
+    torch.manual_seed(0)
+    conv, images = nn.Conv2d(3, 2, 2).double(), torch.rand(4, 3, 6, 6, dtype=torch.double)
+    conv.register_forward_pre_hook(standardise)
+    gradients = []
+    for change in (tract_hub.disable, tract_hub.enable):
+        change(conv).zero_grad()
+        conv(images).square().sum().backward()
+        gradients.append(conv.weight.grad.clone())
+    rows = layer_rows(conv, standardise(conv, (images,))[0])
+    assert relative_error(gradients[1], closed_form(gradients[0], rows, 0.1)) < 1e-12

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from tract_hub.errors import UnpairedRunsError
 from tract_hub.studies.compare.aggregate import (
-    UnpairedRunsError,
     compare_runs,
     curve_over,
     first_epoch_at_least,

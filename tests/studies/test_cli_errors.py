@@ -186,7 +186,7 @@ def test_splits_that_do_not_fit_together(capsys, tmp_path, splits, options, says
 
 def test_one_image_of_a_class_cannot_be_cut_in_two_splits(capsys, image_folder):
     line = refusal(capsys, "--data", str(image_folder(count=1)))
-    assert "no test split there, and none can be cut from train: " in line
+    assert "no test split there, and none can be cut from train (" in line
 
 
 def test_deep_pixels_are_not_clipped_in_silence(capsys, image_folder):
@@ -258,7 +258,10 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--device cuda:1", "--device cuda:1 is one device; a launcher's processes need auto"),
+        (
+            "--device cuda:1",
+            "--device cuda:1 is one device; for a launcher's processes, pass --device auto",
+        ),
         ("--batch-size 33 --device cpu", "33 cannot be shared by 2 processes; choose a multiple"),
     ],
 )
@@ -270,7 +273,7 @@ def test_what_a_launcher_s_processes_cannot_share(capsys, two_processes, argumen
     ("arguments", "says"),
     [
         ("inspect torchvision:resnet5", "no model 'torchvision:resnet5'; did you mean torchvision"),
-        ("inspect config.json", "config.json holds no configuration of Transformers: "),
+        ("inspect config.json", "config.json holds no configuration of Transformers ("),
         ("audit timm --only nothing*", "no model of timm is called 'nothing*'; give --only a"),
     ],
 )

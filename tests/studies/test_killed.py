@@ -45,11 +45,11 @@ def numbers(folder: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def run(out: Path) -> None:
+def run(out: Path, *options: str) -> None:
     from tract_hub.cli import main
 
     with pytest.raises(SystemExit) as stop:
-        main(["compare", *TINY, *ONE_SEED, "--out", str(out)])
+        main(["compare", *TINY, *ONE_SEED, *options, "--out", str(out)])
     assert stop.value.code == 0
 
 
@@ -66,6 +66,57 @@ def test_a_comparison_that_ran_out_of_disk_goes_on_once_there_is_room(tmp_path: 
         json.loads(path.read_text())
     run(full)
     assert numbers(full) == numbers(whole)
+
+
+KILLED_IN_A_WRITE = """
+import os, runpy, signal, sys
+name, fsync = sys.argv.pop(1), os.fsync
+def half_written(file):
+    if name in os.readlink(f"/proc/self/fd/{file}"):
+        os.truncate(file, os.fstat(file).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+os.fsync = half_written
+runpy.run_module("tract_hub", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a comparison that nothing ended."""
+    return tmp_path_factory.mktemp("uninterrupted") / "out"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads names of open files there")
+@pytest.mark.parametrize(
+    ("written", "done"),
+    [
+        ("ordinary-seed0.json", 0),
+        ("tract-0.1-seed0.safetensors", 1),
+        ("tract-0.1-seed0.json", 1),
+        ("timing.json", 2),
+        ("results.csv", 2),
+    ],
+)
+def test_a_comparison_killed_while_it_writes_ends_as_the_uninterrupted_one(
+    uninterrupted: Path, tmp_path: Path, written: str, done: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not uninterrupted.exists():  # made here, where a test has its own caches
+        run(uninterrupted, "--save-weights")
+    command = ["compare", *TINY, *ONE_SEED, "--save-weights", "--out", str(tmp_path)]
+    ended = subprocess.run([sys.executable, "-c", KILLED_IN_A_WRITE, written, *command], cwd=ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    assert not list(tmp_path.rglob(written)), "half a file has the name of a whole one"
+    kept = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*-seed0.*")}
+    assert sum(path.suffix == ".json" for path in kept) == done
+    capsys.readouterr()
+    run(tmp_path, "--save-weights")
+    assert (f"resuming: {done} of 2" in capsys.readouterr().out) == (done > 0)
+    assert all(path.read_bytes() == before for path, before in kept.items())
+    assert numbers(tmp_path) == numbers(uninterrupted)
+    for name in ("ordinary-seed0.safetensors", "tract-0.1-seed0.safetensors"):
+        path = Path("runs") / name
+        assert (tmp_path / path).read_bytes() == (uninterrupted / path).read_bytes()
 
 
 def test_an_audit_killed_again_and_again_has_every_model_once(tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +167,9 @@ QUICK = (
 ).split()
 
 
+OPTIONS = "tiny --data digits --budget 0.05".split()
+
+
 def in_this_process(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
     """Spare the seconds that a process takes to import what is imported here already."""
     assert command[:3] == [sys.executable, "-m", "tract_hub"]
@@ -185,8 +192,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     app.command()(run_module.main)
 
     def call(*options: str, out: Path = tmp_path / "out"):
-        given = ["tiny", "--data", "digits", "--budget", "0.05", "--out", str(out), *options]
-        return CliRunner().invoke(app, [*given, "--", *QUICK])
+        given = [*OPTIONS, "--out", str(out), *options, "--", *QUICK]
+        return CliRunner().invoke(app, given)
 
     return call
 
@@ -229,6 +236,55 @@ def test_a_study_trains_all_parts_once_and_writes_what_it_found(tiny, tmp_path) 
     shutil.rmtree(folder)
     refused = tiny()
     assert refused.exit_code == 2 and not folder.exists()
+
+
+IN_A_PROCESS = """
+import pathlib, sys
+folder, studies = sys.argv.pop(1), sys.argv.pop(1)
+sys.path.insert(0, studies)
+import run, study
+study.SETTINGS, run._check_data = pathlib.Path(folder), lambda *_: None
+run.typer.run(run.main)
+"""
+
+
+def kill_after(process: subprocess.Popen[bytes], out: Path, runs: int, wait: float) -> None:
+    """Kill a study and what it has started, a while after so many runs are finished."""
+    deadline = time.monotonic() + 200
+    while len(finished(out)) < runs and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def finished(out: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in out.rglob("runs/*-seed*.json")}
+
+
+def results_of(out: Path) -> object:
+    """Return what a study found, but for what it took."""
+    found = json.loads((out / "tiny" / "study.json").read_text())
+    for line in found["lines"]:
+        line.pop("time_ratio")
+    return found
+
+
+def test_a_study_killed_again_and_again_ends_as_the_uninterrupted_one(tiny, tmp_path) -> None:
+    whole, killed, draw = tmp_path / "out", tmp_path / "killed", random.Random(0)
+    assert tiny().exit_code == 0
+    kept: dict[Path, bytes] = {}
+    for runs in (1, 5):  # four are the first part's
+        command = [sys.executable, "-c", IN_A_PROCESS, str(tmp_path), str(STUDIES), *OPTIONS]
+        options = ["--out", str(killed), "--", *QUICK]
+        process = subprocess.Popen([*command, *options], cwd=ROOT, start_new_session=True)
+        kill_after(process, killed, runs, draw.uniform(0, 0.1))
+        assert kept.items() <= finished(killed).items(), "trained again"
+        kept = finished(killed)
+        assert runs <= len(kept) < 12 and not (killed / "tiny").exists()
+    assert tiny(out=killed).exit_code == 0
+    assert kept.items() <= finished(killed).items() and len(finished(killed)) == 12
+    assert results_of(killed) == results_of(whole)
 
 
 def test_results_of_unlike_parts_are_refused() -> None:

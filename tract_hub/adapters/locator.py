@@ -11,7 +11,7 @@ from torch import nn
 from tract_hub.adapters.attempts import Attempt, follow
 from tract_hub.adapters.tracing.dataflow import Consumption, Trace
 from tract_hub.adapters.tracing.flow import Flow, Kind
-from tract_hub.adapters.tracing.skeleton import meta_skeleton
+from tract_hub.adapters.tracing.skeleton import has_pre_hook_of_a_user, meta_skeleton
 from tract_hub.adapters.wrappers import unwrap
 from tract_hub.adapters.zoos.examples import Example
 from tract_hub.adapters.zoos.lookup import zoo_of
@@ -141,7 +141,7 @@ def _stem(
         uses=len(layers),
         derived=any(layer.derived for layer in layers),
         notes=(*_notes(layers), *further_notes),
-        reason=_reason(first.flow),
+        reason=_reason(first.flow) + _hooks_in_words(model, skeleton, first),
     )
 
 
@@ -193,6 +193,16 @@ def _part_note(example: Example) -> list[str]:
 def _reason(flow: Flow) -> str:
     through = f"through {' → '.join(flow.path)}" if flow.path else "directly"
     return f"reads the pixels {through}"
+
+
+def _hooks_in_words(model: nn.Module, skeleton: nn.Module, layer: Consumption) -> str:
+    """Name whose hooks may come between: the pixels were followed without calling them."""
+    names = {id(module): name for name, module in skeleton.named_modules()}
+    around = [names[id(module)] for module in layer.modules]
+    hooked = [n for n in around if has_pre_hook_of_a_user(model.get_submodule(n))]
+    if not hooked:
+        return ""
+    return f", or what the forward pre-hook of {hooked[-1] or 'the model'} makes of them"
 
 
 def _in_words(convolution: Convolution | None) -> str:

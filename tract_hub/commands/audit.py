@@ -9,13 +9,15 @@ import typer
 
 
 def audit(
-    zoo: Annotated[str, typer.Argument(help="timm, huggingface or torchvision")],
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("docs/audit"),
-    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    zoo: Annotated[str, typer.Argument(help="timm, huggingface or torchvision.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
+        "tract-hub-runs/audit"
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     time_limit: Annotated[
-        float, typer.Option(min=0.1, max=86_400, help="seconds for one model")
+        float, typer.Option(min=0.1, max=86_400, help="Seconds a model.")
     ] = 120.0,
-    only: Annotated[str, typer.Option(help="a pattern of names, such as 'vit_*'")] = "*",
+    only: Annotated[str, typer.Option(help="Names, such as 'vit_*'.")] = "*",
 ) -> None:
     """Find the first layers of every model of a zoo, and write a table and JSON.
 

@@ -12,7 +12,8 @@ import typer
 from tract_hub.errors import SettingsError
 
 MOST_NUMBERS = 10_000
-MODEL, DATA, TRAINING, RUNNING = "Model", "Data", "Training", "Running"
+ARMS, MODEL, DATA = "What is compared", "Model", "Data"
+TRAINING, RUNNING, RESULTS = "Training", "Running", "Results"
 
 
 def _option(text: str, panel: str) -> Any:
@@ -21,47 +22,37 @@ def _option(text: str, panel: str) -> Any:
 
 def compare(
     recipe: Annotated[
-        str, typer.Option(help="Named starting values, such as digits-vit or cifar-resnet.")
+        str, typer.Option(help="Starting values, such as cifar-resnet.", rich_help_panel=ARMS)
     ] = "digits-vit",
-    model: Annotated[
-        str | None, _option("timm name, or a folder with a Hugging Face config.json.", MODEL)
+    lam: Annotated[
+        list[str] | None, _option("λ of TrAct, as 0.1,0.05: an arm each; or none.", ARMS)
     ] = None,
+    seeds: Annotated[
+        list[str] | None, _option("0,1,2 or 0-4: each trains every arm once.", ARMS)
+    ] = None,
+    model: Annotated[str | None, _option("timm name, or a Hugging Face folder.", MODEL)] = None,
     model_arg: Annotated[
-        list[str] | None, _option("key=value for timm.create_model; repeatable.", MODEL)
+        list[str] | None, _option("depth=4 for timm's model; repeatable.", MODEL)
     ] = None,
-    weights: Annotated[
-        str | None, _option("A safetensors file of this model, to start from.", MODEL)
-    ] = None,
-    stem: Annotated[
-        str | None, _option("published, or cifar: 3 × 3 stride 1, max-pool kept.", MODEL)
-    ] = None,
+    weights: Annotated[str | None, _option("Start from this safetensors file.", MODEL)] = None,
+    stem: Annotated[str | None, _option("published; or cifar: 3 × 3, stride 1.", MODEL)] = None,
     patch_norm: Annotated[
-        str | None, _option("Of a ViT: none, patch, or dual (DualPatchNorm).", MODEL)
+        str | None, _option("none, patch, or dual (DualPatchNorm).", MODEL)
     ] = None,
     data: Annotated[
-        str | None,
-        _option("digits, an image folder, parquet, a saved dataset, or a hub name.", DATA),
+        str | None, _option("digits, a path (images, parquet …), or hub name.", DATA)
     ] = None,
-    classes: Annotated[
-        str | None, _option("Keep only these: 0-4 or 0,3,7, in the data's own order.", DATA)
-    ] = None,
+    classes: Annotated[str | None, _option("Only these of the data's: 0-4 or 0,3,7.", DATA)] = None,
     image_size: Annotated[
-        int | None,
-        _option("Side in pixels; else the images' own, or the model's.", DATA),
+        int | None, _option("Side in pixels; else what data and model have.", DATA)
     ] = None,
-    channels: Annotated[
-        int | None, _option("Convert the images to 1 (grey) or 3 (RGB) channels.", DATA)
-    ] = None,
+    channels: Annotated[int | None, _option("Convert images to 1 (grey) or 3 (RGB).", DATA)] = None,
     normalise: Annotated[
         str | None, _option("standard; unit: [0, 1]; or bytes: [0, 255].", DATA)
     ] = None,
     augment: Annotated[str | None, _option("none, or crop-flip.", DATA)] = None,
     max_train: Annotated[int | None, _option("At most so many training images.", DATA)] = None,
     max_test: Annotated[int | None, _option("At most so many test images.", DATA)] = None,
-    lam: Annotated[
-        list[str] | None,
-        _option("TrAct's λ; several (0.1,0.05) are an arm each; none: ordinary alone.", TRAINING),
-    ] = None,
     optimizer: Annotated[
         str | None, _option("adam, adamw, sgd, or a timm optimizer.", TRAINING)
     ] = None,
@@ -69,7 +60,7 @@ def compare(
     momentum: Annotated[float | None, _option("Of sgd.", TRAINING)] = None,
     weight_decay: Annotated[float | None, _option("As the optimizer defines it.", TRAINING)] = None,
     stem_optimizer: Annotated[
-        str | None, _option("same, or sgd for the first layers' weights alone.", TRAINING)
+        str | None, _option("same, or sgd for first layers' weights.", TRAINING)
     ] = None,
     stem_lr: Annotated[
         float | None, _option("The first layers' own peak learning rate.", TRAINING)
@@ -81,34 +72,26 @@ def compare(
     batch_size: Annotated[
         int | None, _option("Images a step, all processes together.", TRAINING)
     ] = None,
-    seeds: Annotated[
-        list[str] | None, _option("0,1,2 or 0-4 or repeated: each trains every arm once.", TRAINING)
-    ] = None,
-    device: Annotated[str | None, _option("auto, cpu, cuda, cuda:1, mps.", RUNNING)] = None,
+    device: Annotated[str | None, _option("auto, cpu, cuda:1, mps …", RUNNING)] = None,
     precision: Annotated[str | None, _option("fp32, bf16 or fp16.", RUNNING)] = None,
-    channels_last: Annotated[
-        bool | None, _option("Memory format of model and images.", RUNNING)
-    ] = None,
-    threads: Annotated[int | None, _option("CPU threads of one process.", RUNNING)] = None,
-    workers: Annotated[int | None, _option("Processes that read images.", RUNNING)] = None,
-    save_weights: Annotated[
-        bool | None, _option("Keep every run's weights as safetensors.", RUNNING)
-    ] = None,
+    channels_last: Annotated[bool | None, _option("Memory format of images.", RUNNING)] = None,
+    threads: Annotated[int | None, _option("CPU threads of a process.", RUNNING)] = None,
+    workers: Annotated[int | None, _option("Processes reading images.", RUNNING)] = None,
     out: Annotated[
-        Path | None,
-        _option(
-            "For runs and results; else a folder named after the settings.",
-            RUNNING,
-        ),
+        Path | None, _option("Their folder; else one named after the settings.", RESULTS)
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Write report.html too.", rich_help_panel=RUNNING)
+        bool, typer.Option("--report", help="Write report.html too.", rich_help_panel=RESULTS)
+    ] = False,
+    save_weights: Annotated[
+        bool,
+        typer.Option("--save-weights", help="Keep every run's weights.", rich_help_panel=RESULTS),
     ] = False,
 ) -> None:
     """Train a model with and without TrAct from the same seeds, and show what TrAct gained.
 
     Without options: a small ViT on scikit-learn's digits, in under three minutes on two cores.
-    A second call with the same options resumes: finished runs are kept, and not made again.
+    The same command again goes on from the runs that are finished.
     """
     given = dict(locals())
     for name in ("recipe", "report"):

@@ -24,12 +24,16 @@ def run_script(name: str, arguments: Sequence[str], as_module: bool = False) -> 
     if as_module:
         _first_on_path(Path.cwd())
         if not _module_exists(name):
-            raise ScriptError(f"there is no module {name}")
+            raise ScriptError(
+                f"there is no module {name}: pass a name as python -m takes it, in the same folder"
+            )
         sys.argv = [name, *arguments]
         runpy.run_module(name, run_name="__main__", alter_sys=True)
         return
     if not Path(name).exists():
-        raise ScriptError(f"there is no script {name}")
+        raise ScriptError(
+            f"there is no script {name}: pass its path, and options of its own only after it"
+        )
     if Path(name).is_file():
         _first_on_path(Path(name).resolve().parent)
     sys.argv = [name, *arguments]

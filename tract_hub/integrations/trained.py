@@ -130,7 +130,7 @@ class Watch:
             )
         return (
             "no module with parameters that an optimizer holds was called in training mode on "
-            "images"
+            "images: call tract_hub.enable(model) in the script itself"
         )
 
     def _arm(self) -> None:

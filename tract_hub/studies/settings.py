@@ -139,17 +139,20 @@ class CompareSettings:
             _not_negative(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.warmup_epochs >= self.epochs:
             raise SettingsError(
-                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}"
+                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "
+                "give fewer"
             )
 
     def _check_lists(self) -> None:
         if not self.seeds:
-            raise SettingsError("--seeds needs at least one value")
+            raise SettingsError("--seeds needs at least one value, such as 0")
         for name, values in (("--seeds", self.seeds), ("--lam", self.lams)):
             if len(set(values)) != len(values):
                 raise SettingsError(f"{name} has a value twice: {_listed(values)}; give each once")
         if self.classes is not None and (len(set(self.classes)) < 2 or min(self.classes) < 0):
-            raise SettingsError(f"--classes needs two or more, got {_listed(self.classes)}")
+            raise SettingsError(
+                f"--classes needs two or more, counted from 0, got {_listed(self.classes)}"
+            )
         for lam in self.lams:
             _above_zero("--lam", lam)
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ _HOOKS = (
 
 _MACHINERY = ("_hf_hook", "__composable_api_state_key")  # beginnings of names
 """Where accelerate and FSDP2 keep what moves the weights, and perhaps the weights."""
+
+_LIBRARIES = ("torch.", "tract_hub.", "transformers.", "timm.", "accelerate.", "deepspeed.")
+"""Whose hooks make weights, move them or collect features, and leave the pixels as they are."""
 
 
 def meta_skeleton(model: nn.Module) -> nn.Module:
@@ -73,12 +77,13 @@ def _refuse_shapeless(model: nn.Module) -> None:
     parameters = list(model.parameters())
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
         raise ExampleInputError(
-            f"{name} has lazy parameters without a shape: run one forward first"
+            f"{name} has lazy parameters without a shape: run one forward, then enable TrAct"
         )
     flat = any(getattr(parameter, "_is_flat_param", False) for parameter in parameters)
     if flat or _has_fsdp_inside(model):
         raise ExampleInputError(
-            f"{name}: FSDP has flattened its parameters: find its first layers before wrapping it"
+            f"{name}: FSDP has flattened its parameters: enable TrAct before wrapping it, with "
+            "use_orig_params=True, or use fully_shard"
         )
 
 
@@ -134,5 +139,18 @@ def _hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
 
 def _computes(hook: Any) -> bool:
     """Whether the forward needs a hook: torch's make weights, Transformers' collect features."""
-    module = getattr(hook, "__module__", None) or ""
-    return module.startswith(("torch.nn.utils", "transformers.utils.output_capturing"))
+    return _origin(hook).startswith(("torch.nn.utils", "transformers.utils.output_capturing"))
+
+
+def has_pre_hook_of_a_user(module: nn.Module) -> bool:
+    """Whether a hook that the skeleton leaves out may change what the module is called on."""
+    return not all(
+        _origin(hook).startswith(_LIBRARIES) for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _origin(hook: Any) -> str:
+    """The module that a hook was written in."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return getattr(hook, "__module__", None) or ""

@@ -7,12 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tract_hub.errors import TractError
+from tract_hub.errors import UnpairedRunsError
 from tract_hub.studies.compare.records import ORDINARY, Arm, RunRecord
-
-
-class UnpairedRunsError(TractError):
-    """Two arms of a seed did not start alike or did not see the same batches."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,17 @@ def check_paired(runs: Sequence[RunRecord]) -> None:
     for seed in dict.fromkeys(run.seed for run in runs):
         same = [run for run in runs if run.seed == seed]
         if len({run.start for run in same}) > 1:
-            raise UnpairedRunsError(f"the arms of seed {seed} started from different weights")
+            raise _unpaired(seed, "started from different weights")
         # A run that diverged stopped early, and so saw less.
         if len({run.batches for run in same if run.diverged_at is None}) > 1:
-            raise UnpairedRunsError(f"the arms of seed {seed} saw different batches")
+            raise _unpaired(seed, "saw different batches")
+
+
+def _unpaired(seed: int, how: str) -> UnpairedRunsError:
+    return UnpairedRunsError(
+        f"the arms of seed {seed} {how}, so they are no fair pair: delete the runs of that seed in "
+        "the folder of results, and run the same command again"
+    )
 
 
 def _summary(

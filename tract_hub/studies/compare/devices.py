@@ -24,7 +24,9 @@ def make_accelerator(device: str, precision: str, batch_size: int) -> Any:
 
     """
     if device.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingsError(f"--device {device} is one device; a launcher's processes need auto")
+        raise SettingsError(
+            f"--device {device} is one device; for a launcher's processes, pass --device auto"
+        )
     if device != "auto":
         check_there(device)
     accelerator = _accelerator(device, precision)

@@ -81,7 +81,9 @@ def _timm_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.
         )
     except Exception as error:  # some of timm's optimizers need packages that may be missing
         message = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise SettingsError(f"optimizer {settings.optimizer} cannot be made: {message}") from error
+        raise SettingsError(
+            f"optimizer {settings.optimizer} cannot be made ({message}): pass another --optimizer"
+        ) from error
     return optimizer
 
 

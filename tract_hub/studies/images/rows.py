@@ -68,7 +68,10 @@ def _opened(name: str) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # datasets passes on whatever the format's own reader raised
-        raise DataError(f"{name} cannot be read as labelled images: {_line(error)}") from error
+        raise DataError(
+            f"{name} cannot be read as labelled images ({_line(error)}): pass folders "
+            "train/CLASS/image.png, or parquet files with a column image and a column label"
+        ) from error
 
 
 def _open(name: str) -> dict[str, Any]:

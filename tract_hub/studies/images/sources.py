@@ -55,7 +55,10 @@ def _digits(channels: int) -> Source:
 
 def _only(source: Source, classes: list[int]) -> Source:
     if classes[-1] >= len(source.classes):
-        raise DataError(f"{source.name} has {len(source.classes)} classes, none {classes[-1]}")
+        raise DataError(
+            f"{source.name} has {len(source.classes)} classes, none {classes[-1]}: --classes "
+            "counts them from 0"
+        )
     return replace(
         source,
         train=of_classes(source.train, classes),

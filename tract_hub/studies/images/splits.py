@@ -106,7 +106,10 @@ def stratified(whole: Split, test_size: float | int) -> tuple[Split, Split]:
             random_state=SPLIT_SEED,
         )
     except ValueError as error:
-        raise DataError(f"no test split there, and none can be cut from train: {error}") from error
+        raise DataError(
+            f"no test split there, and none can be cut from train ({error}): add a folder or file "
+            "named test, or more images of each class"
+        ) from error
     return (
         _subset(whole, torch.tensor(sorted(train)), "train"),
         _subset(whole, torch.tensor(sorted(test)), "test"),

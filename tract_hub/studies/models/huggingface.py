@@ -70,13 +70,19 @@ def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+        raise ModelError(
+            f"{folder} has no config.json, so it is no Hugging Face model folder: pass one that "
+            "save_pretrained wrote"
+        )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # JSON, validation and registry errors alike
         refuse_foreign_code(folder, error)
         message = str(error).strip().splitlines()[0]
-        raise ModelError(f"{folder.name}/config.json is not understood: {message}") from error
+        raise ModelError(
+            f"{folder.name}/config.json is not understood ({message}): save the model again with "
+            "this version of Transformers, or update it"
+        ) from error
 
 
 def _build(

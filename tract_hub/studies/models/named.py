@@ -68,7 +68,10 @@ def _from_config_file(path: Path) -> Callable[[], nn.Module]:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         refuse_foreign_code(path, error)
-        raise TractError(f"{path} holds no configuration of Transformers: {error}") from error
+        raise TractError(
+            f"{path} holds no configuration of Transformers ({error}): pass a folder that "
+            "save_pretrained wrote, or its config.json"
+        ) from error
     return lambda: _from_config(config)
 
 

@@ -57,7 +57,8 @@ def add_patch_norm(model: nn.Module, kind: str, name: str) -> str:
     proj = getattr(embedding, "proj", None)
     if not isinstance(proj, nn.Conv2d) or proj.kernel_size != proj.stride:
         raise ModelError(
-            f"--patch-norm needs a timm ViT with patch_embed.proj, which {name} does not have"
+            f"--patch-norm needs a timm ViT with patch_embed.proj, which {name} does not have: "
+            "pass --patch-norm none"
         )
     height, width = proj.kernel_size
     norm = PatchNorm(proj.in_channels, (height, width), affine=kind == "dual")

@@ -142,7 +142,7 @@ def _probe(model: nn.Module, size: int, name: str, source: Source) -> None:
     if tuple(logits_of(output).shape) != expected:
         raise ModelError(
             f"{name} gives {tuple(logits_of(output).shape)} for two images, not {expected}; "
-            "it is no image classifier, or its number of classes is fixed"
+            "it is no image classifier, or its number of classes is fixed: choose another model"
         )
 
 
@@ -208,4 +208,6 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
 def _check_no_clash(given: dict[str, Any], fixed: dict[str, int]) -> None:
     for name, value in fixed.items():
         if given.get(name, value) != value:
-            raise ModelError(f"--model-arg {name}={given[name]}, but the data have {value}")
+            raise ModelError(
+                f"--model-arg {name}={given[name]}, but the data have {value}: leave it out"
+            )

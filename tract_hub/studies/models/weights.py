@@ -31,13 +31,16 @@ def load_weights(model: nn.Module, path: Path, name: str) -> str:
     try:
         found = load_file(path.expanduser())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"--weights {path} is no safetensors file: {error}") from error
+        raise ModelError(
+            f"--weights {path} is no safetensors file ({error}): pass one that --save-weights or "
+            "save_pretrained wrote"
+        ) from error
     own = model.state_dict()
     strange = sorted(set(own) ^ set(found))
     if strange:
         raise ModelError(
             f"--weights {path.name} is of another model than {name}: {len(strange)} names differ, "
-            f"such as {strange[0]}"
+            f"such as {strange[0]}; pass weights of {name}"
         )
     fresh = [key for key, value in found.items() if value.shape != own[key].shape]
     model.load_state_dict({key: found[key] for key in own if key not in fresh}, strict=False)
