@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -34,6 +35,7 @@ from tract_hub.method.operations import (
     thinned,
     with_weight,
 )
+from tract_hub.method.precision import is_transformed
 from tract_hub.method.step import Step
 
 
@@ -138,6 +140,9 @@ class _Forwards(list["_GatedForward"]):
 _sites = itertools.count()
 """Numbers, not random names: a compiler that keeps graphs on disk knows them by what is in them."""
 
+_PROCESS = uuid.uuid4()
+"""In which those numbers hold."""
+
 
 class ForwardUses:
     """The Gram matrices of one weight's uses in the forward that runs now, in each thread.
@@ -157,11 +162,17 @@ class ForwardUses:
         self.weight_name = weight_name
         self.shape = shape
         self.site = f"{next(_sites)} {weight_name}"
+        self._process = _PROCESS
         self.missed = False
         self.untreated = False
         self.gated = False
         self.probe: Tensor | None = None
         self._thread = _Thread()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._process != _PROCESS:
+            self.site, self._process = f"{next(_sites)} {self.weight_name}", _PROCESS
 
     def open(self) -> None:
         """Begin a forward. Outside of one, each use stands alone."""
@@ -309,7 +320,7 @@ class _GatedForward(TorchFunctionMode):
     def _gated(self, call: LinearCall) -> Tensor:
         if torch.is_grad_enabled() and self.module.training:
             check_compiler()
-        if not torch.is_grad_enabled() or not call.weight.requires_grad:
+        if not torch.is_grad_enabled() or not _takes_gradient(call.weight):
             return call.weight
         if not self.module.training:
             uses = self.gate.forward_uses
@@ -351,6 +362,13 @@ class _GatedForward(TorchFunctionMode):
     def _is_weight(self, tensor: Any) -> bool:
         parameters = (_lookup(self.module, name) for name in self.gate.parameters)
         return any(tensor is known for known in (*parameters, *self.derived))
+
+
+def _takes_gradient(weight: Tensor) -> bool:
+    """Whether a gradient will come; under vmap, the weight itself does not say so."""
+    if weight.requires_grad or torch.compiler.is_compiling():
+        return weight.requires_grad
+    return is_transformed(weight)
 
 
 def _lookup(module: nn.Module, name: str) -> Tensor | None:
