@@ -153,7 +153,7 @@ def test_copies_are_remembered_together_and_what_comes_from_elsewhere_is_not() -
 
     assert site(copy.deepcopy(model)) == site(model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tract_hub.method.interception._PROCESS", "another")
+        patch.setattr("tract_hub.method.forwards._PROCESS", "another")
         assert site(pickle.loads(pickle.dumps(model))) != site(model)
 
 
