@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-m", "--module", action="store_true", help="the script is a module's name")
     parser.add_argument("script")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    arguments = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    arguments.required = False  # or argparse asks for them where the script is missing
     return parser
 
 

@@ -37,6 +37,11 @@ def model_named(name: str) -> nn.Module:
         return build_without_weights(_torchvision(name.removeprefix("torchvision:")))
     if Path(name).exists():
         return build_without_weights(_from_config_file(Path(name)))
+    if "/" in name:
+        raise TractError(
+            f"there is no model {name!r}, for no such folder or file is here, and nothing is "
+            "downloaded: pass the folder of a model that was, or a name of timm or Transformers"
+        )
     return build_without_weights(_of_timm_or_transformers(name))
 
 
