@@ -17,7 +17,7 @@ import tract_hub
 from tests.studies.conftest import ONE_SEED, TINY, TWO_SEEDS
 from tract_hub.cli import main
 from tract_hub.studies.compare import study as compare_module
-from tract_hub.studies.compare.progress import Silent
+from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.recipes import build_settings
 from tract_hub.studies.compare.records import ORDINARY, Arm
 from tract_hub.studies.compare.study import arms_of, make_study
@@ -68,15 +68,15 @@ def test_arms_of_a_seed_start_from_the_same_bits_and_seeds_from_others():
 @pytest.mark.parametrize("augment", ["none", "crop-flip"])
 def test_arms_see_the_same_batches_and_dropout_but_train_differently(augment):
     study = tiny_study(augment=augment, model_args=(*TINY_ARGUMENTS, ("drop_rate", 0.5)))
-    ordinary = train_run(study, ORDINARY, 0, Silent())
+    ordinary = train_run(study, ORDINARY, 0, Progress())
     torch.rand(3)
-    again = train_run(study, ORDINARY, 0, Silent())
-    tract = train_run(study, TRACT, 0, Silent())
+    again = train_run(study, ORDINARY, 0, Progress())
+    tract = train_run(study, TRACT, 0, Progress())
     assert ordinary.batches == again.batches == tract.batches
     assert [e.train_loss for e in ordinary.epochs] == [e.train_loss for e in again.epochs]
     assert ordinary.filters == again.filters
     assert ordinary.filters != tract.filters
-    assert ordinary.batches != train_run(study, ORDINARY, 1, Silent()).batches
+    assert ordinary.batches != train_run(study, ORDINARY, 1, Progress()).batches
 
 
 def test_the_tract_arm_gets_the_tract_gradient_and_the_ordinary_arm_does_not(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from tests.studies.conftest import ONE_SEED, TINY
 from tests.studies.test_compare import TRACT, run_main, tiny_study
 from tract_hub.studies.compare import study as compare_module
-from tract_hub.studies.compare.progress import Silent
+from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import RunRecord
 from tract_hub.studies.compare.snapshots import snapshot_epochs
 from tract_hub.studies.compare.training import fresh_model, train_run
@@ -31,7 +31,7 @@ def test_snapshots_are_even_with_the_start_and_the_end(epochs, numbers, kept):
 
 def test_a_run_keeps_its_filters_from_start_to_end():
     study = tiny_study(epochs=3)
-    kept = train_run(study, TRACT, 0, Silent()).filters
+    kept = train_run(study, TRACT, 0, Progress()).filters
     assert kept.epochs == (0, 1, 2, 3)
     start = fresh_model(study, TRACT, 0).get_parameter(study.stems[0])[list(kept.rows)]
     torch.testing.assert_close(torch.tensor(kept.values[0]), start.detach(), rtol=1e-4, atol=1e-9)
@@ -47,7 +47,7 @@ def _flat(values):
 
 def test_a_diverged_run_ends_with_the_epoch_that_diverged():
     study = tiny_study(epochs=30, optimizer="sgd", lr=1e30, schedule="constant")
-    record = train_run(study, TRACT, 0, Silent())
+    record = train_run(study, TRACT, 0, Progress())
     assert record.diverged_at == 1
     assert record.filters.epochs == (0, 1)
     again = RunRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False)))
