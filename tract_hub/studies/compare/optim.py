@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.errors import SettingsError
+from tract_hub.errors import SettingsError, first_line
 from tract_hub.integrations.trainer.stem_group import StemGroup, StemOptimizer
 from tract_hub.names import did_you_mean
 from tract_hub.studies.settings import CompareSettings
@@ -80,9 +80,9 @@ def _timm_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.
             momentum=settings.momentum,
         )
     except Exception as error:  # some of timm's optimizers need packages that may be missing
-        message = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(
-            f"optimizer {settings.optimizer} cannot be made ({message}): pass another --optimizer"
+            f"optimizer {settings.optimizer} cannot be made ({first_line(error)}): "
+            "pass another --optimizer"
         ) from error
     return optimizer
 

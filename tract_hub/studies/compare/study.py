@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def make_study(settings: CompareSettings) -> tuple[Study, Any]:
 def _store(study: Study) -> Store:
     start = state_digest(fresh_model(study, ORDINARY, study.settings.seeds[0]))
     found = identity.identity_of(
-        replace(study.settings), study.data, study.plan.size, start, study.accelerator
+        study.settings, study.data, study.plan.size, start, study.accelerator
     )
     folder = study.settings.out or RUNS_FOLDER / f"compare-{identity.fingerprint(found)}"
     return Store(folder, found)

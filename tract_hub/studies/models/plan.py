@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tract_hub.errors import ModelError
+from tract_hub.errors import ModelError, first_line
 from tract_hub.names import did_you_mean
 from tract_hub.studies.images.splits import Source
 from tract_hub.studies.models.huggingface import huggingface_builder
@@ -124,11 +124,7 @@ def _attempt(action: Callable[[], Any], failed: str) -> Any:
     except ModelError:
         raise
     except Exception as error:  # model code of two zoos: it may raise anything
-        raise ModelError(f"{failed}: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{failed}: {first_line(error)}") from error
 
 
 def _probe(model: nn.Module, size: int, name: str, source: Source) -> None:
