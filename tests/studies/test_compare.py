@@ -14,37 +14,22 @@ from PIL import Image
 from rich.console import Console
 
 import tract_hub
-from tests.studies.conftest import ONE_SEED, TINY, TWO_SEEDS
-from tract_hub.cli import main
+from tests.studies.comparisons import (
+    ONE_SEED,
+    TINY,
+    TINY_ARGUMENTS,
+    TRACT,
+    TWO_SEEDS,
+    compare,
+    numbers,
+    tiny_study,
+)
 from tract_hub.studies.compare import study as compare_module
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.recipes import build_settings
-from tract_hub.studies.compare.records import ORDINARY, Arm
+from tract_hub.studies.compare.records import ORDINARY
 from tract_hub.studies.compare.study import arms_of, make_study
 from tract_hub.studies.compare.training import extend_digest, fresh_model, state_digest, train_run
-
-TRACT = Arm(0.1)
-TINY_ARGUMENTS = (("depth", 1), ("embed_dim", 16), ("num_heads", 2), ("patch_size", 4))
-
-
-def tiny_study(**changes: object):
-    given = {
-        "image_size": 8, "model_args": TINY_ARGUMENTS, "epochs": 2, "batch_size": 32,
-        "max_train": 128, "max_test": 64, "device": "cpu",
-    }  # fmt: skip
-    return make_study(build_settings("digits-vit", {**given, **changes}))[0]
-
-
-def run_main(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", *arguments])
-    return stop.value.code
-
-
-def numbers(folder: Path) -> list[dict[str, str]]:
-    """Return every number of results.csv, to the last digit, but the times, which vary."""
-    rows = list(csv.DictReader((folder / "results.csv").open()))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def table(folder: Path) -> list[str]:
@@ -115,7 +100,7 @@ def test_the_digest_of_batches_tells_orders_apart():
 
 def test_results_are_complete_and_hold_no_path(tmp_path, capsys):
     out = tmp_path / "results"
-    assert run_main(*TINY, *TWO_SEEDS, "--lam", "0.1,0.3", "--out", str(out)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--lam", "0.1,0.3", "--out", str(out)) == 0
     assert "What TrAct gained" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -153,7 +138,7 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
     original = command._run
     command._run = lambda recipe, values, report: seen.append(build_settings(recipe, values))
     try:
-        assert run_main(*shlex.split(command_of(settings))[2:]) == 0
+        assert compare(*shlex.split(command_of(settings))[2:]) == 0
     finally:
         command._run = original
     assert seen == [settings]
@@ -161,7 +146,7 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
 
 def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(whole)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(whole)) == 0
     trained = []
     original = compare_module.train_run
 
@@ -173,7 +158,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
 
     monkeypatch.setattr(compare_module, "train_run", interrupted)
     capsys.readouterr()
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 130
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(parts)) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (parts / "results.json").exists()
     assert len(list((parts / "runs").glob("*.json"))) == 3
@@ -185,14 +170,14 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
         "train_run",
         lambda study, *run: again.append(run[:2]) or original(study, *run),
     )
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert "resuming: 3 of 4" in capsys.readouterr().out
     assert len(again) == 1
     assert not set(again) & set(trained)
     assert numbers(parts) == numbers(whole)
     assert table(parts) == table(whole)
     # Once all is done, nothing is trained any more.
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert len(again) == 1
 
 
@@ -210,7 +195,7 @@ def test_kill_9_in_the_middle_of_a_run_costs_that_run_alone(tmp_path, tract_hub_
     assert [p.name for p in (out / "runs").iterdir()] == [first.name]
     assert not (out / "results.json").exists()
     before = first.read_bytes()
-    assert run_main(*TINY, *long, "--out", str(out)) == 0
+    assert compare(*TINY, *long, "--out", str(out)) == 0
     assert "resuming: 1 of 2" in capsys.readouterr().out
     assert first.read_bytes() == before
     assert (out / "results.json").exists()
@@ -218,11 +203,11 @@ def test_kill_9_in_the_middle_of_a_run_costs_that_run_alone(tmp_path, tract_hub_
 
 def test_half_a_file_is_no_finished_run(tmp_path):
     out = tmp_path / "out"
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     run = out / "runs" / "tract-0.1-seed0.json"
     whole = run.read_text()
     run.write_text(whole[: len(whole) // 2])
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert json.loads(run.read_text())["start"] == json.loads(whole)["start"]
 
 
@@ -241,7 +226,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys, change,
     identity = compare_module._store(tiny_study(out=out)).identity
     (out / "identity.json").write_text(json.dumps(identity))
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert run_main(*TINY, *change.split(), "--out", str(out)) == 2
+    assert compare(*TINY, *change.split(), "--out", str(out)) == 2
     line = capsys.readouterr().err
     assert "holds runs made with other settings" in line
     assert difference in line
@@ -257,9 +242,9 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
         "train_run",
         lambda study, *run: made.append((str(run[0]), run[1])) or original(study, *run),
     )
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     made.clear()
-    assert run_main(*TINY, "--seeds", "0,4", "--lam", "0.1,0.2", "--out", str(out)) == 0
+    assert compare(*TINY, "--seeds", "0,4", "--lam", "0.1,0.2", "--out", str(out)) == 0
     assert sorted(made) == [
         ("TrAct λ=0.1", 4),
         ("TrAct λ=0.2", 0),
@@ -270,14 +255,14 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
 
 def test_without_out_a_folder_is_named_after_the_settings():
     for lr in ("0.001", "0.002"):
-        assert run_main(*TINY, *ONE_SEED, "--epochs", "1", "--lr", lr) == 0
+        assert compare(*TINY, *ONE_SEED, "--epochs", "1", "--lr", lr) == 0
     assert len(list(Path("tract-hub-runs").glob("compare-*/results.json"))) == 2
 
 
 def test_divergence_is_reported_and_is_no_error(tmp_path, capsys):
     out = tmp_path / "out"
     diverging = ("--optimizer", "sgd", "--lr", "1e30", "--schedule", "constant")
-    assert run_main(*TINY, *TWO_SEEDS, *diverging, "--out", str(out)) == 0
+    assert compare(*TINY, *TWO_SEEDS, *diverging, "--out", str(out)) == 0
     shown = capsys.readouterr()
     assert "diverged at epoch 1" in (out / "table.md").read_text()
     assert "diverged at epoch 1" in shown.err
@@ -291,7 +276,7 @@ def test_the_cifar_recipe_adapts_the_stem_and_says_so(image_folder, tmp_path, ca
     out = tmp_path / "out"
     folder = str(image_folder("cat dog", count=10, size=(32, 32)))
     small = "--epochs 1 --seeds 0 --batch-size 8 --device cpu --max-test 2".split()
-    assert run_main("--recipe", "cifar-resnet", "--data", folder, *small, "--out", str(out)) == 0
+    assert compare("--recipe", "cifar-resnet", "--data", folder, *small, "--out", str(out)) == 0
     said = "stem conv1 adapted: 7 × 7 stride 2 → 3 × 3 stride 1"
     assert said in capsys.readouterr().out
     assert said in (out / "table.md").read_text()

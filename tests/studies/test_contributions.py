@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tract_hub
-from tests.studies.test_compare import TRACT, tiny_study
+from tests.studies.comparisons import TRACT, tiny_study
 from tract_hub.errors import ModelError
 from tract_hub.studies.compare.records import ORDINARY
 from tract_hub.studies.compare.report import contributions

@@ -6,8 +6,7 @@ import json
 import pytest
 import torch
 
-from tests.studies.conftest import ONE_SEED, TINY
-from tests.studies.test_compare import TRACT, run_main, tiny_study
+from tests.studies.comparisons import ONE_SEED, TINY, TRACT, compare, tiny_study
 from tract_hub.studies.compare import study as compare_module
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import RunRecord
@@ -56,14 +55,14 @@ def test_a_diverged_run_ends_with_the_epoch_that_diverged():
 
 def test_runs_of_the_form_without_snapshots_are_not_taken(tmp_path):
     out = tmp_path / "out"
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     run = out / "runs" / "ordinary-seed0.json"
     whole = run.read_text()
     older = json.loads(whole)
     older["filters"]["values"] = older["filters"]["values"][-1]
     del older["filters"]["epochs"]
     run.write_text(json.dumps(older))
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert json.loads(run.read_text())["filters"] == json.loads(whole)["filters"]
 
 
@@ -76,5 +75,5 @@ def test_a_folder_of_an_older_format_is_refused(tmp_path, capsys):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert run_main(*TINY, "--out", str(out)) == 2
+    assert compare(*TINY, "--out", str(out)) == 2
     assert "(format None there, 2 now)" in capsys.readouterr().err
