@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tract_hub.errors import DataError, first_line
-from tract_hub.names import did_you_mean
+from tract_hub.names import did_you_mean, shown_name
 from tract_hub.studies.images.pixels import Kind, open_image, pixels
 from tract_hub.studies.images.splits import Source, Split, stratified
-from tract_hub.studies.names import shown_name
 
 TEST_SHARE = 0.2
 TEST_NAMES = ("test", "validation", "valid", "val", "eval")
