@@ -12,6 +12,7 @@ from torch import nn
 from tract_hub.errors import TractError
 from tract_hub.names import did_you_mean
 from tract_hub.studies.models.huggingface import refuse_foreign_code
+from tract_hub.studies.models.torchvision import torchvision_builders
 
 
 def build_without_weights(builder: Callable[[], nn.Module]) -> nn.Module:
@@ -46,9 +47,7 @@ def model_named(name: str) -> nn.Module:
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
-    from tract_hub.studies.audit.torchvision_zoo import zoo
-
-    builders = dict(zoo())
+    builders = torchvision_builders()
     if name not in builders:
         raise _unknown(f"torchvision:{name}", (f"torchvision:{known}" for known in builders))
     return builders[name]
