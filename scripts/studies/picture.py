@@ -7,6 +7,7 @@ import math
 import statistics
 import textwrap
 from collections.abc import Sequence
+from itertools import chain
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,21 +52,17 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
         axes.set_axis_off()
     for axes in panels[::columns]:
         axes.set_ylabel("test accuracy")
-    labels = dict(
-        pair[::-1]
-        for axes in panels
-        for pair in zip(*axes.get_legend_handles_labels(), strict=True)
-    )
-    figure.legend(
-        labels.values(),
-        labels.keys(),
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        fontsize=9,
-    )
+    _name_once(figure, panels)
     figure.suptitle(_titled(study), fontsize=11)
     return _png(figure)
+
+
+def _name_once(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend below all panels, with each label once."""
+    pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels)
+    labels = {label: handle for handle, label in chain.from_iterable(pairs)}
+    where = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 9}
+    figure.legend(labels.values(), labels.keys(), **where)
 
 
 def _titled(study: Study) -> str:
