@@ -10,8 +10,7 @@ import pytest
 from tract_hub.cli import main
 from tract_hub.studies.compare.recipes import build_settings
 from tract_hub.studies.compare.records import Arm, EpochRecord, Filters, RunRecord
-from tract_hub.studies.compare.study import make_study
-from tract_hub.studies.compare.training import Study
+from tract_hub.studies.compare.study import Study, make_study
 
 TRACT = Arm(0.1)
 ONE_SEED = ["--seeds", "0"]
@@ -31,7 +30,7 @@ def tiny_study(**changes: object) -> Study:
         "image_size": 8, "model_args": TINY_ARGUMENTS, "epochs": 2, "batch_size": 32,
         "max_train": 128, "max_test": 64, "device": "cpu",
     }  # fmt: skip
-    return make_study(build_settings("digits-vit", {**given, **changes}))[0]
+    return make_study(build_settings("digits-vit", {**given, **changes}))
 
 
 def compare(*arguments: str) -> int:

@@ -24,12 +24,14 @@ from tests.studies.comparisons import (
     numbers,
     tiny_study,
 )
-from tract_hub.studies.compare import study as compare_module
+from tract_hub.studies.compare import run as compare_module
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.recipes import build_settings
 from tract_hub.studies.compare.records import ORDINARY
-from tract_hub.studies.compare.study import arms_of, make_study
+from tract_hub.studies.compare.study import make_study
 from tract_hub.studies.compare.training import extend_digest, fresh_model, state_digest, train_run
+from tract_hub.studies.images.sources import load_source
+from tract_hub.studies.models.plan import plan_model
 
 
 def table(folder: Path) -> list[str]:
@@ -71,7 +73,7 @@ def test_the_tract_arm_gets_the_tract_gradient_and_the_ordinary_arm_does_not(mon
         tract_hub, "enable", lambda model, **k: asked.append(k["lam"]) or enable(model, **k)
     )
     study = tiny_study(lams=(0.05, 0.2))
-    for arm in arms_of(study.settings):
+    for arm in study.arms:
         fresh_model(study, arm, 0)
     assert asked == [0.05, 0.2]
 
@@ -298,9 +300,9 @@ def test_a_hugging_face_folder_trains_from_its_weights_where_it_has_them(
     saved = ViTForImageClassification(config)
     saved.save_pretrained(folder) if weights else config.save_pretrained(folder)
     given = {"model": str(folder), "data": str(image_folder()), "device": "cpu", "batch_size": 8}
-    study, stem = make_study(build_settings("digits-vit", given))
-    model = fresh_model(study, TRACT, 0)
-    same = torch.equal(model.get_parameter(stem.weight_name), saved.get_parameter(stem.weight_name))
+    study = make_study(build_settings("digits-vit", given))
+    model, name = fresh_model(study, TRACT, 0), study.stems[0].weight_name
+    same = torch.equal(model.get_parameter(name), saved.get_parameter(name))
     assert same == weights
     assert model.config.num_labels == 2
     # Weights keep the size that they were trained for; a config alone takes the images'.
@@ -311,9 +313,9 @@ def test_a_hugging_face_folder_trains_from_its_weights_where_it_has_them(
 def test_images_are_resized_only_for_a_model_that_cannot_take_them():
     changes = {"model": "resnet18", "max_train": 64}
     settings = build_settings("digits-vit", changes)
-    assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 8
+    assert plan_model(settings, load_source("digits")).size == 8
     settings = build_settings("digits-vit", {"model": "vit_wee_patch16_reg1_gap_256"})
-    assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 256
+    assert plan_model(settings, load_source("digits")).size == 256
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.studies.comparisons import ONE_SEED, TINY, compare, record
-from tract_hub.studies.compare import study as compare_module
+from tract_hub.studies.compare import run as compare_module
 from tract_hub.studies.compare.aggregate import compare_runs
 from tract_hub.studies.compare.records import ORDINARY, Arm, Filters
 from tract_hub.studies.compare.report import contributions

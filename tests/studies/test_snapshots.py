@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.studies.comparisons import ONE_SEED, TINY, TRACT, compare, tiny_study
-from tract_hub.studies.compare import study as compare_module
+from tract_hub.studies.compare import run as compare_module
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import RunRecord
 from tract_hub.studies.compare.snapshots import snapshot_epochs
@@ -32,7 +32,7 @@ def test_a_run_keeps_its_filters_from_start_to_end():
     study = tiny_study(epochs=3)
     kept = train_run(study, TRACT, 0, Progress()).filters
     assert kept.epochs == (0, 1, 2, 3)
-    start = fresh_model(study, TRACT, 0).get_parameter(study.stems[0])[list(kept.rows)]
+    start = fresh_model(study, TRACT, 0).get_parameter(study.stems[0].weight_name)[list(kept.rows)]
     torch.testing.assert_close(torch.tensor(kept.values[0]), start.detach(), rtol=1e-4, atol=1e-9)
     snapshots = [torch.tensor(rows) for rows in kept.values]
     steps = [(b - a).abs().max().item() for a, b in itertools.pairwise(snapshots)]

@@ -11,6 +11,7 @@ from torch import nn
 from tract_hub.errors import SettingsError, first_line
 from tract_hub.integrations.trainer.stem_group import StemGroup, StemOptimizer
 from tract_hub.names import did_you_mean
+from tract_hub.stem import Stem
 from tract_hub.studies.settings import CompareSettings
 
 TORCH_OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -26,21 +27,22 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(
-    model: nn.Module, settings: CompareSettings, stems: Sequence[str] = ()
+    model: nn.Module, settings: CompareSettings, stems: Sequence[Stem] = ()
 ) -> torch.optim.Optimizer:
     """Return one optimizer for all parameters, even where the first layers have their own.
 
     Args:
         model: its parameters.
         settings: name, learning rate, momentum and weight decay.
-        stems: names of the first layers' weights in ``model.named_parameters()``.
+        stems: its first layers.
 
     Raises:
         SettingsError: no such optimizer, or it cannot be made.
 
     """
     own = StemGroup(settings.stem_lr, None, _stem_optimizer(settings))
-    return own.separate(_of_all(model, settings), [model.get_parameter(name) for name in stems])
+    weights = [model.get_parameter(stem.weight_name) for stem in stems]
+    return own.separate(_of_all(model, settings), weights)
 
 
 def _stem_optimizer(settings: CompareSettings) -> StemOptimizer | None:
