@@ -18,8 +18,8 @@ from typing import NoReturn, get_args
 
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import ScriptError
-from tract_hub.integrations.script import run_script
-from tract_hub.integrations.trained import Trained, Watch
+from tract_hub.integrations.scripts.script import run_script
+from tract_hub.integrations.scripts.watch import Trained, Watch
 
 BAD_INPUT, UNUSED = 2, 3
 SETTINGS = ("lam", "scope")
