@@ -64,11 +64,12 @@ def write_outcome(
         "identity": store.identity,
         "environment": identity.environment(study.accelerator),
     }
-    numbers = results_json(outcome.runs, outcome.comparison, outcome.timing, facts)
+    numbers = to_json(results_json(outcome.runs, outcome.comparison, outcome.timing, facts))
+    picture = draw(outcome.comparison, outcome.runs, title, classes)
     store.write_result("results.csv", results_csv(outcome.runs))
-    store.write_result("compare.png", draw(outcome.comparison, outcome.runs, title, classes))
+    store.write_result("compare.png", picture)
     store.write_result("table.md", to_markdown(title, tables, command))
-    store.write_result("results.json", to_json(numbers))
+    store.write_result("results.json", numbers)
     if report:
         store.write_result(REPORT, _page(study, store, outcome, (title, command, *tables)))
     _show(console, tables, store.folder, report)
