@@ -244,6 +244,22 @@ def test_vmap_gives_each_samples_own_correction(x: Tensor) -> None:
         assert relative_error(got, expected) < 1e-11
 
 
+def test_models_stacked_under_vmap_are_corrected_each_with_its_own() -> None:
+    torch.manual_seed(0)
+    models = [tract_hub.enable(Net(STEMS["Conv2d"]()).double()) for _ in range(2)]
+    x = torch.randn(2, 4, 3, 16, 16, dtype=torch.double)
+    stacked, _ = torch.func.stack_module_state(models)
+
+    def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(models[0], weights, (x,))
+
+    vmap(run)(stacked, x).square().sum().backward()
+    for index, model in enumerate(models):
+        expected = gradients(model, model, x[index])
+        for name, gradient in expected.items():
+            assert relative_error(stacked[name].grad[index], gradient) < 1e-12
+
+
 def operations(graph: torch.fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
 

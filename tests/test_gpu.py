@@ -18,6 +18,7 @@ from tests.oracle import closed_form, layer_rows, relative_error
 from tract_hub.method import gram
 from tract_hub.method.gram import Gram
 from tract_hub.method.precision import Precision
+from tract_hub.method.sight import FIRST
 from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import photographs
 from tract_hub.studies.bench.memory import peak_memory_of_gpu
@@ -151,7 +152,7 @@ def test_pixels_of_bytes_are_looked_at_and_taken_in_float64(monkeypatch) -> None
     layer = tract_hub.enable(nn.Conv2d(3, 8, 16, 16).cuda(), stems=[""])
     for _ in range(3):
         weight_gradient(layer, photographs(224, 32).cuda() * 64 + 128, torch.bfloat16)
-    assert dtypes == [torch.bfloat16, *[torch.float64] * 3]  # looked at once
+    assert dtypes == [torch.bfloat16, *[torch.float64] * 3]  # seen once, it is known
     tract_hub.disable(layer)
     layer, dtypes[:] = tract_hub.enable(layer, stems=[""]), []
     for _ in range(3):
@@ -161,7 +162,7 @@ def test_pixels_of_bytes_are_looked_at_and_taken_in_float64(monkeypatch) -> None
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "repvgg_a0"])
-def test_after_the_first_step_nothing_waits_for_the_gpu(name: str, dtype) -> None:
+def test_after_the_first_steps_nothing_waits_for_the_gpu(name: str, dtype) -> None:
     model = tract_hub.enable(timm.create_model(name, num_classes=4).cuda())
     x = images(4, 224)
 
@@ -170,7 +171,8 @@ def test_after_the_first_step_nothing_waits_for_the_gpu(name: str, dtype) -> Non
             output = model(x)
         output.float().square().mean().backward()
 
-    step()
+    for _ in range(FIRST):
+        step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

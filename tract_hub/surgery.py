@@ -15,8 +15,9 @@ from tract_hub.adapters.locator import locate
 from tract_hub.adapters.named import named_stems
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
+from tract_hub.method.forwards import ForwardScope, ForwardUses
 from tract_hub.method.hooks import let_the_compiler_see_hooks
-from tract_hub.method.interception import ForwardScope, ForwardUses, WeightGate
+from tract_hub.method.interception import WeightGate
 from tract_hub.method.ledger import Ledger
 from tract_hub.method.step import Step
 from tract_hub.stem import Stem

@@ -15,7 +15,7 @@ from tract_hub.errors import StudyError
 from tract_hub.studies.bench import cases, memory
 from tract_hub.studies.bench.arms import Setup, Stepper
 from tract_hub.studies.bench.cases import Case
-from tract_hub.studies.bench.report import OWN, markdown, memory_table, steps_table
+from tract_hub.studies.bench.report import OWN, failures, markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
 from tract_hub.studies.interleaved import Ratio, interleave, ratio
 
@@ -65,6 +65,22 @@ def test_what_was_not_clocked_is_left_out_of_the_table(
     assert table[0] == ["case", "torch_tract", "tract_hub"]
     assert [len(line) for line in table] == [3, 3]
     assert "clock" not in markdown("", table, None)
+
+
+def test_why_an_arm_cannot_run_is_said_once_below_the_table() -> None:
+    measured = {"seconds": 0.01, "ratio": Ratio(1.0, 0.9, 1.1), "rounds": 100}
+    failed = {"error": "RuntimeError: no bfloat16"}
+    case = {
+        "ordinary": measured,
+        "torch_tract": failed,
+        "tract_hub": {**measured, "own": None},
+    }
+    cases = {"small": case, "large": case}
+    table = steps_table(cases, absolute=True)
+    assert table[1] == ["small", "10.00 ms", "cannot run", "+0.0% ± 3.1% (-10.0% to +10.0%)"]
+    why = "torch_tract cannot run: RuntimeError: no bfloat16 (small, large)"
+    assert failures(cases) == [why]
+    assert markdown("", table, None, failures(cases)).count(why) == 1
 
 
 def test_an_unknown_case_or_device_is_one_line(

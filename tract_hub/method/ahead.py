@@ -55,9 +55,12 @@ def invert_ahead(gram: Gram, lam: float) -> Ahead:
         if gram.ready is None:  # its sums come from the stream that trains
             stream.wait_stream(torch.cuda.current_stream(device))
             gram.sums.record_stream(stream)
+        else:
+            stream.wait_event(gram.ready)
         with _recordings, torch.cuda.stream(stream):
             recording = _recording(device, tuple(gram.sums.shape), gram.eps)
-            return Ahead(recording.replay(gram, lam), stream.record_event())
+            inverse = recording.replay(gram, lam) if recording else invert(gram, lam)
+            return Ahead(inverse, stream.record_event())
 
 
 class _Recording:
@@ -73,10 +76,16 @@ class _Recording:
         self.lam = torch.ones((), dtype=torch.float64, device=device)
         gram = Gram(self.moment, 1, eps)
         invert(gram, self.lam)  # once as it is: libraries may not start while a graph is recorded
+        # A graph keeps the address of the workspace that it was recorded with: let it have its own,
+        # and leave it to no one else.
+        torch._C._cuda_clearCublasWorkspaces()
         self.graph = torch.cuda.CUDAGraph()
         self.graph.capture_begin(capture_error_mode="thread_local")
-        self.inverse = invert(gram, self.lam)
-        self.graph.capture_end()
+        try:
+            self.inverse = invert(gram, self.lam)
+        finally:
+            self.graph.capture_end()
+            torch._C._cuda_clearCublasWorkspaces()
 
     def replay(self, gram: Gram, lam: float) -> Tensor:
         """Return what ``invert`` does."""
@@ -87,4 +96,12 @@ class _Recording:
 
 
 _recordings = threading.Lock()
-_recording = functools.lru_cache(maxsize=32)(_Recording)
+
+
+@functools.lru_cache(maxsize=32)
+def _recording(device: torch.device, shape: tuple[int, ...], eps: float) -> _Recording | None:
+    """Record once for each shape; None where it fails, as on a GPU whose memory is full."""
+    try:
+        return _Recording(device, shape, eps)
+    except RuntimeError:
+        return None

@@ -115,15 +115,7 @@ def _inverse(
 
 
 @_inverse.register_fake
-def _(
-    input: Tensor,
-    name: str,
-    weight: list[int],
-    geometry: list[int],
-    operands: torch.dtype | None,
-    lam: float,
-    site: str,
-) -> Tensor:
+def _(input: Tensor, name: str, weight: list[int], geometry: list[int], *_: Any) -> Tensor:
     groups = geometry[-1] if geometry else 1
     features = weight[0] if name == "matmul" else torch.Size(weight[1:]).numel()
     return input.new_empty((groups, features, features), dtype=widest_dtype(input.device))

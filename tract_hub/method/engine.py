@@ -14,6 +14,12 @@ def running_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
+def keeps_graph() -> bool:
+    """Whether the backward that runs in this thread may run through its graph again."""
+    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    return kept
+
+
 def will_run(node: Any) -> bool:
     """Tell whether the backward that runs now executes a node, or has executed it."""
     try:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from tract_hub.errors import TractWarning
+from tract_hub.method import engine
 from tract_hub.method.ahead import Ahead, invert_ahead
 from tract_hub.method.gram import Gram
 from tract_hub.method.measure import measure
 from tract_hub.method.operations import LinearCall
+from tract_hub.method.precision import is_transformed
 from tract_hub.method.solve import divide_by_gram
 
 Correction = Callable[[Tensor], Tensor]
@@ -53,8 +55,9 @@ def correct_forward(
 def _suits_ahead(weight: Tensor, gram: Gram) -> bool:
     """Whether the inverse can be made on a GPU now, and is exact enough for the gradient."""
     on_gpu = gram.sums.device.type == "cuda" and weight.dtype != torch.float64
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return on_gpu and not torch.compiler.is_compiling() and not wrapped(gram.sums)
+    if not on_gpu or torch.compiler.is_compiling():
+        return False
+    return not (is_transformed(weight) or is_transformed(gram.sums))
 
 
 def notice(weight: Tensor, report: Callable[[], None]) -> Tensor:
@@ -130,6 +133,8 @@ class _CorrectAhead(torch.autograd.Function):
         else:
             corrected = divide_by_gram(gradients[0], gram, ctx.lam)
         probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
+        if not engine.keeps_graph():  # a loss that is kept must not keep the matrices
+            ctx.ahead = ctx.gram = ctx.uses = None
         return corrected, None, None, None, None, probed
 
 

@@ -12,7 +12,9 @@ from tract_hub.method.operations import LinearCall
 from tract_hub.method.panels import LARGE, gram_panels, mirrored
 from tract_hub.method.patches import count_rows, row_chunks
 from tract_hub.method.precision import Precision, precision_for, widest
+from tract_hub.method.sight import Sight, sight_of
 from tract_hub.method.sliding import slides, sliding_gram
+from tract_hub.method.streams import is_recording
 
 ROUNDING = 8
 """Rounding errors of a Gram matrix, in units of eps × trace."""
@@ -63,7 +65,7 @@ def gram_of(call: LinearCall, lam: float, site: str | None = None) -> Gram:
 
     The unfolded input exists in pieces only, so the memory does not grow with the batch. A sum too
     rough for the damping λ is taken again in float64: on a CPU, where looking at a number costs
-    nothing, whenever it is; on a GPU, where the first batch of a layer has shown it.
+    nothing, whenever it is; on a GPU from the batch on that has shown it, see ``sight``.
 
     Args:
         call: of the layer.
@@ -73,23 +75,31 @@ def gram_of(call: LinearCall, lam: float, site: str | None = None) -> Gram:
     """
     rows = count_rows(call)
     precision = precision_for(call, rows)
-    if precision.looks == "once" and site in _seen:
-        rough = _seen[site] * precision.rough > lam
-        return _summed_in(widest(rows) if rough else precision, call, rows)
-    if precision.looks == "once" and torch.cuda.is_current_stream_capturing():
-        return _summed_in(widest(rows), call, rows)  # a graph that is recorded shows nothing
+    if precision.looks == "sometimes":
+        sight = Sight() if site is None else sight_of(site)
+        return _watched(call, lam, rows, precision, sight)
     gram = _summed_in(precision, call, rows)
-    if precision.looks == "never":
-        return gram
-    rounding = gram.rounding()
-    if precision.looks == "once" and site is not None and rounding.isfinite().all():
-        _seen[site] = float(rounding.max())
-    rough = bool((precision.rough * rounding > lam).any())
+    rough = precision.looks == "always" and _is_rough(gram, lam, precision)
     return _summed_in(widest(rows), call, rows) if rough else gram
 
 
-_seen: dict[str, float] = {}
-"""Of each layer that was looked at once: the rounding errors of its first Gram matrix."""
+def _watched(call: LinearCall, lam: float, rows: int, precision: Precision, sight: Sight) -> Gram:
+    """Look now and then; a graph that is being recorded shows nothing."""
+    recording = is_recording(call.input.device)
+    known = sight.rounding
+    rough = recording if known is None else precision.rough * known > lam
+    if not rough:
+        gram = _summed_in(precision, call, rows)
+        if recording or not sight.is_due():
+            return gram
+        sight.see(gram.rounding())
+        if not _is_rough(gram, lam, precision):
+            return gram
+    return _summed_in(widest(rows), call, rows)
+
+
+def _is_rough(gram: Gram, lam: float, precision: Precision) -> bool:
+    return bool((precision.rough * gram.rounding() > lam).any())
 
 
 def _summed_in(precision: Precision, call: LinearCall, rows: int) -> Gram:

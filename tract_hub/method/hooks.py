@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -37,3 +38,21 @@ def remove_hook(table: dict[int, Any], owner: object) -> list[int]:
     for key in keys:
         table.pop(key, None)
     return keys
+
+
+def leave_graph() -> None:
+    """End a compiled graph here: what comes is done by Python."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(
+            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+            "compile other parts of the model, or pass scope='rank'"
+        )
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being recorded for inference: it must be the ordinary model's."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch.compiler._is_exporting_flag  # torch 2.11 compiles is_exporting() to True
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+    )

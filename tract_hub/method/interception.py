@@ -7,9 +7,6 @@ weight is the stem's parameter, or was derived from it, the weight passes throug
 
 from __future__ import annotations
 
-import itertools
-import threading
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -18,15 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
-from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice, warn_of_eval
-from tract_hub.method.gram import Gram, gram_of
-from tract_hub.method.hooks import (
-    let_the_compiler_see_hooks,
-    prepend_pre_hook,
-    remove_hook,
-)
+from tract_hub.method.forwards import ForwardUses, PerThread
+from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice
+from tract_hub.method.gram import gram_of
+from tract_hub.method.hooks import is_tracing, leave_graph, prepend_pre_hook, remove_hook
 from tract_hub.method.operations import (
     LinearCall,
     as_cast,
@@ -34,6 +27,7 @@ from tract_hub.method.operations import (
     thinned,
     with_weight,
 )
+from tract_hub.method.precision import is_transformed
 from tract_hub.method.step import Step
 
 
@@ -69,7 +63,7 @@ class WeightGate:
         self.rows = rows
         self._attached = True
         self._running = _Forwards()
-        self._thread = _Thread()
+        self._thread = PerThread()
 
     def attach(self, module: nn.Module) -> None:
         """Put the hooks on a module, around every other hook that it has."""
@@ -87,7 +81,7 @@ class WeightGate:
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """Start reading the torch functions that the module's forward calls."""
-        if _is_tracing():
+        if is_tracing():
             return
         self._drop_interrupted()
         mode = _GatedForward(self, module)
@@ -104,7 +98,7 @@ class WeightGate:
         modes = self._thread.here.modes
         if modes:
             mode = modes.pop()
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            mode.__exit__(None, None, None)
             if not torch.compiler.is_compiling():
                 self._end(mode, module)
 
@@ -133,147 +127,6 @@ class _Forwards(list["_GatedForward"]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Forwards, ()
-
-
-_sites = itertools.count()
-"""Numbers, not random names: a compiler that keeps graphs on disk knows them by what is in them."""
-
-
-class ForwardUses:
-    """The Gram matrices of one weight's uses in the forward that runs now, in each thread.
-
-    Attributes:
-        weight_name: the weight's name in the model.
-        shape: groups and features n of its Gram matrices.
-        site: what ``gram_of`` remembers the weight by; copies of the model share it.
-        missed: whether a forward that did not apply the weight was reported.
-        untreated: whether a gradient was reported that went by in eval mode.
-        gated: whether a forward put the gate in place since this was last set to False.
-        probe: set while the gradient is to be measured, see ``measure``.
-
-    """
-
-    def __init__(self, weight_name: str, shape: tuple[int, int]) -> None:
-        self.weight_name = weight_name
-        self.shape = shape
-        self.site = f"{next(_sites)} {weight_name}"
-        self.missed = False
-        self.untreated = False
-        self.gated = False
-        self.probe: Tensor | None = None
-        self._thread = _Thread()
-
-    def open(self) -> None:
-        """Begin a forward. Outside of one, each use stands alone."""
-        self._thread.here.uses = []
-        self._thread.here.applied = False
-        self._thread.here.compiled = False
-
-    def close(self) -> bool:
-        """End it: from here on, only its graph knows the uses. Say whether it missed the weight."""
-        opened = self._thread.here.uses is not None  # not where TrAct was enabled half-way
-        self._thread.here.uses = None
-        return opened and not self._thread.here.applied
-
-    def report_untreated(self) -> None:
-        """Say, once, that a gradient went by which no forward in training mode had prepared."""
-        if not self.untreated:
-            self.untreated = True
-            warn_of_eval(self.weight_name)
-
-    def meet(self) -> None:
-        """Note that the weight is applied, with or without a gradient."""
-        self._thread.here.applied = True
-
-    def note(self, gram: Gram | None) -> list[Gram]:
-        """Add one use, None where it is compiled; return what all uses of this forward share."""
-        uses = self._thread.here.uses
-        if uses is None:
-            return []
-        compiling = torch.compiler.is_compiling()
-        if uses and (compiling or self._thread.here.compiled):
-            # A compiled backward is traced at once, when later uses are not known yet; and where
-            # tracing ends at this error, what it has compiled before stays in use.
-            raise TractError(
-                f"{self.weight_name!r} is used several times in one forward, which cannot be "
-                "compiled with TrAct: leave the part that uses it out of torch.compile, and "
-                "compile those after it (model.blocks.compile())"
-            )
-        self._thread.here.compiled = compiling
-        uses.append(gram)
-        return [] if compiling else uses
-
-
-class _Here:
-    """What goes on in one thread."""
-
-    def __init__(self) -> None:
-        self.modes: list[_GatedForward] = []  # of one gate, entered and not left
-        self.uses: list[Any] | None = None  # of one weight, in an open forward
-        self.applied = False  # that weight, in that forward
-        self.compiled = False  # that use
-
-
-class _Thread(threading.local):
-    """Gives each thread its own, and a copy of the model a new one."""
-
-    def __init__(self) -> None:
-        self.here = _Here()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Thread, ()
-
-
-class ForwardScope:
-    """Tells the gates of a model where one forward begins and ends."""
-
-    def __init__(self, forward_uses: Iterable[ForwardUses], step: Step | None = None) -> None:
-        self.forward_uses = tuple(forward_uses)
-        self.step = step
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        let_the_compiler_see_hooks()  # perhaps in another process than that of enable
-
-    def attach(self, model: nn.Module) -> None:
-        """Put the hooks on the model, outside those of its gates."""
-        prepend_pre_hook(model, self.begin)
-        model.register_forward_hook(self.end, always_call=True)
-
-    def detach(self, model: nn.Module) -> None:
-        """Take them off."""
-        remove_hook(model._forward_pre_hooks, self)
-        for key in remove_hook(model._forward_hooks, self):
-            model._forward_hooks_always_called.pop(key, None)
-
-    def begin(self, module: nn.Module, inputs: Any) -> None:
-        """Start to collect uses."""
-        for uses in self.forward_uses:
-            uses.open()
-        if self.step is not None and not _is_tracing():
-            _leave_graph()
-            self.step.enter()
-
-    def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Let go of them: from here on only the graph of this forward knows them."""
-        if self.step is not None and not _is_tracing():
-            self.step.leave(output)
-        missed = [uses for uses in self.forward_uses if uses.close()]
-        trains = module.training and torch.is_grad_enabled()
-        if output is not None and trains and not torch.compiler.is_compiling():
-            for uses in missed:  # no output: the forward raised
-                _report_miss(uses)
-
-
-def _report_miss(uses: ForwardUses) -> None:
-    if not uses.missed:
-        uses.missed = True
-        warnings.warn(
-            f"TrAct is on {uses.weight_name!r}, but a forward did not apply it where it was found: "
-            "pass example_inputs=… such as that forward takes, or leave TrAct off",
-            TractWarning,
-            stacklevel=3,
-        )
 
 
 class _GatedForward(TorchFunctionMode):
@@ -309,7 +162,7 @@ class _GatedForward(TorchFunctionMode):
     def _gated(self, call: LinearCall) -> Tensor:
         if torch.is_grad_enabled() and self.module.training:
             check_compiler()
-        if not torch.is_grad_enabled() or not call.weight.requires_grad:
+        if not torch.is_grad_enabled() or not _takes_gradient(call.weight):
             return call.weight
         if not self.module.training:
             uses = self.gate.forward_uses
@@ -333,7 +186,7 @@ class _GatedForward(TorchFunctionMode):
                 uses=uses.note(gram),
                 probe=uses.probe,
             )
-        _leave_graph()
+        leave_graph()
         return partial(
             gate.step.gate,
             gram=gram,
@@ -353,6 +206,13 @@ class _GatedForward(TorchFunctionMode):
         return any(tensor is known for known in (*parameters, *self.derived))
 
 
+def _takes_gradient(weight: Tensor) -> bool:
+    """Whether a gradient will come; under vmap, the weight itself does not say so."""
+    if weight.requires_grad or torch.compiler.is_compiling():
+        return weight.requires_grad
+    return is_transformed(weight)
+
+
 def _lookup(module: nn.Module, name: str) -> Tensor | None:
     """The tensor that stands under a parameter's name now: sharding puts others in its place."""
     *path, last = name.split(".")
@@ -368,20 +228,3 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from (item for item in value if isinstance(item, Tensor))
-
-
-def _leave_graph() -> None:
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break(
-            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
-            "compile other parts of the model, or pass scope='rank'"
-        )
-
-
-def _is_tracing() -> bool:
-    """Whether a graph is being recorded for inference: it must be the ordinary model's."""
-    return (
-        torch._C._get_tracing_state() is not None
-        or torch.compiler._is_exporting_flag  # torch 2.11 compiles is_exporting() to True
-        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
-    )

@@ -39,7 +39,7 @@ class Precision:
         sums: dtype of the sum over blocks.
         block_rows: about how many rows make a block.
         looks: when the result is looked at, to take it again in float64 if it is too rough for the
-            damping: at each time, or once for each layer, where looking waits for the device.
+            damping: at each time, or now and then, where looking waits for the device.
         rough: times the rounding errors that the damping is, at least, where it is not too rough.
 
     """
@@ -47,7 +47,7 @@ class Precision:
     products: torch.dtype
     sums: torch.dtype
     block_rows: int
-    looks: Literal["always", "once", "never"] = "never"
+    looks: Literal["always", "sometimes", "never"] = "never"
     rough: int = ROUGH
 
     @property
@@ -75,10 +75,9 @@ def precision_for(call: LinearCall, rows: int) -> Precision:
     few = rows < call.in_features
     if call.input.dtype == torch.float64 or few or torch.compiler.is_compiling():
         return widest(rows)
-    plain = not torch._C._functorch.is_functorch_wrapped_tensor(call.input)
-    if device.type == "cuda" and plain and _multiplies_halves(call):
+    if device.type == "cuda" and not is_transformed(call.input) and _multiplies_halves(call):
         operands = call.operands or call.input.dtype
-        return Precision(operands, torch.float64, HALF_BLOCK_ROWS, "once", HALF_ROUGH)
+        return Precision(operands, torch.float64, HALF_BLOCK_ROWS, "sometimes", HALF_ROUGH)
     if (device.type == "cuda" and _is_fast(device)) or _shortens_float32(device):
         return widest(rows)
     # Elsewhere than on a CPU many small products take longer than a large one, and a large one is
@@ -95,7 +94,13 @@ def eager_on_cpu(tensor: Tensor) -> bool:
 
 def plain_on_cpu(tensor: Tensor) -> bool:
     """Whether they do, and no transform of torch.func sees to them."""
-    return eager_on_cpu(tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return eager_on_cpu(tensor) and not is_transformed(tensor)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func sees to a tensor, outside of compiled graphs."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped
 
 
 def widest(rows: int) -> Precision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,18 +10,29 @@ import torch
 from torch import Tensor
 
 
+def is_recording(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def streams_beside(device: torch.device) -> bool:
-    """Whether another stream may be used.
+    """Whether another stream may be used: on NVIDIA's GPUs, where it was tried.
 
     A CUDA graph that records a forward alone must not leave another stream open.
     """
-    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and torch.version.hip is None and not is_recording(device)
 
 
-@functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream that all layers of a device share; its kernels go first."""
-    return torch.cuda.Stream(device, priority=-1)
+    with _making:
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device, priority=-1)
+        return _streams[device]
+
+
+_making = threading.Lock()
+_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 class Relay:

@@ -117,7 +117,7 @@ class _Source:
     Each view is made once: on a GPU the processor's time for it would be waited for.
 
     Attributes:
-        images: (batch, height, width, channels), without the rows that no window sees.
+        images: (batch, height, width, channels).
         middle: the same of the padded images, of ``together`` of them.
         runs: what each output column needs of each image row: (together, output width, height,
             words of half-precision elements).
@@ -137,12 +137,12 @@ class _Source:
         together = min(limit // (rows * plan.run), precision.block_rows) // plan.width
         shape = (max(1, min(together, len(images))), rows)
         top, left = convolution.padding[0][0], convolution.padding[1][0] * channels
-        self.images = images[:, :, : rows - top].permute(0, 2, 3, 1)
-        _, seen, width, _ = self.images.shape
+        self.images = images.permute(0, 2, 3, 1)
+        _, height, width, _ = self.images.shape
         reach = (plan.width - 1) * stride[1] * channels + plan.run
         pitch = math.ceil(max(reach, left + width * channels) / RUN) * RUN
         padded = images.new_zeros((*shape, pitch), dtype=precision.products)
-        middle = padded[:, top : top + seen, left : left + width * channels]
+        middle = padded[:, top : top + height, left : left + width * channels]
         self.middle = middle.unflatten(2, (width, channels))
         step = stride[1] * channels
         elements = math.gcd(step, max(WORDS))

@@ -32,7 +32,7 @@ from tract_hub.config import TractConfig
 from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
 from tract_hub.integrations.scripts.calls import fresh_inputs, named_inputs, names_in_callers
 from tract_hub.integrations.scripts.optimizers import Optimizers, has_gradients
-from tract_hub.method.interception import ForwardUses
+from tract_hub.method.forwards import ForwardUses
 from tract_hub.names import did_you_mean
 from tract_hub.stem import Stem
 from tract_hub.surgery import StemStatus, enable, status, stem_parameters

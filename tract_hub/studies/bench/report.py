@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tract_hub.studies.interleaved import Ratio
 
 Table = list[list[str]]
 OWN = "of it Gram matrix and solve"
+CANNOT_RUN = "cannot run"
 _CLOCK = (
     "and the share of the step that the Gram matrix and the solve took by their own clock, which "
     "the machine's noise blurs less"
@@ -40,10 +41,20 @@ def steps_table(cases: Mapping[str, Mapping[str, Any]], absolute: bool = False) 
 
 def _added(result: Mapping[str, Any]) -> str:
     if "error" in result:
-        return f"cannot run ({result['error']})"
+        return CANNOT_RUN
     ratio: Ratio = result["ratio"]
     middle = f"{ratio.median - 1:+.1%} ± {_notch(ratio, result['rounds']):.1%}"
     return f"{middle} ({ratio.first - 1:+.1%} to {ratio.third - 1:+.1%})"
+
+
+def failures(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say why an arm could not run: one line for all cases with the same reason."""
+    names: dict[str, list[str]] = {}
+    for name, case in cases.items():
+        for arm, result in case.items():
+            if "error" in result:
+                names.setdefault(f"{arm} {CANNOT_RUN}: {result['error']}", []).append(name)
+    return [f"{reason} ({', '.join(those)})" for reason, those in names.items()]
 
 
 def _notch(ratio: Ratio, rounds: int) -> float:
@@ -61,8 +72,8 @@ def memory_table(peaks: Mapping[str, Mapping[int, float]]) -> Table:
     ]
 
 
-def markdown(head: str, steps: Table, memory: Table | None) -> str:
-    """Write the report."""
+def markdown(head: str, steps: Table, memory: Table | None, notes: Sequence[str] = ()) -> str:
+    """Write the report, with notes below the times."""
     absolute = "ordinary" in steps[0]
     lines = ["# What TrAct costs", "", head, "", "## Time", ""]
     lines += [
@@ -72,6 +83,7 @@ def markdown(head: str, steps: Table, memory: Table | None) -> str:
         + ".",
         "",
         *_rows(steps),
+        *(line for note in notes for line in ("", note)),
     ]
     if memory is not None:
         kind = "as torch allocated it" if absolute else "resident memory of a process"

@@ -18,7 +18,7 @@ from tract_hub.errors import SettingsError
 from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import chosen
 from tract_hub.studies.bench.memory import peak_memory, peak_memory_of_gpu
-from tract_hub.studies.bench.report import Table, markdown, memory_table, steps_table
+from tract_hub.studies.bench.report import Table, failures, markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
 from tract_hub.studies.files import make_folder, write_atomically
 from tract_hub.studies.machine import check_there, device_name, in_words, versions
@@ -82,7 +82,8 @@ def _write(results: dict[str, Any], out: Path) -> dict[str, Table]:
     peaks = results["peak_mib"]
     memory = None if peaks is None else memory_table(peaks)
     write_atomically(out / "bench.json", json.dumps(results, indent=1, default=_plain) + "\n")
-    write_atomically(out / "bench.md", markdown(_head(results), steps, memory))
+    report = markdown(_head(results), steps, memory, failures(results["cases"]))
+    write_atomically(out / "bench.md", report)
     tables = {"added time": steps, "added peak memory": memory}
     return {title: table for title, table in tables.items() if table is not None}
 
