@@ -33,21 +33,21 @@ HEIGHT, GAP, TOP = 52, 22, 28
 INK, FILL, DOWN, UP = "#1f2328", "#f2f5f9", "#3b6ea5", "#c62828"
 
 
-def imports(package: Path = ROOT / PACKAGE) -> Iterator[tuple[str, str]]:
+def imports() -> Iterator[tuple[str, str]]:
     """Yield (module, imported module) for every import of the package's own, wherever it stands.
 
     Names are relative to the package, ``""`` is its ``__init__``.
     """
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
         module = ".".join(part for part in parts if part != "__init__")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for name in _imported(node, package):
+            for name in _imported(node):
                 if name.partition(".")[0] == PACKAGE:
                     yield module, name.partition(".")[2]
 
 
-def _imported(node: ast.AST, package: Path) -> Iterator[str]:
+def _imported(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -55,7 +55,7 @@ def _imported(node: ast.AST, package: Path) -> Iterator[str]:
             raise ValueError("a relative import: write it out, as all others are")
         for alias in node.names:  # `from tract_hub.method import gate` imports a module
             below = f"{node.module}.{alias.name}"
-            inner = package.joinpath(*below.split(".")[1:])
+            inner = ROOT.joinpath(*below.split("."))
             is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
             yield below if is_module else str(node.module)
     elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):

@@ -30,10 +30,10 @@ from tract_hub.method.patches import count_rows, output_size
 from tract_hub.method.sliding import slides
 from tract_hub.method.solve import divide_by_gram
 from tract_hub.studies.bench.cases import photographs
-from tract_hub.studies.compare.identity import versions
 from tract_hub.studies.compare.plots import COLOURS
 from tract_hub.studies.files import write_atomically
 from tract_hub.studies.interleaved import Ratio, interleave, ratio, thread_seconds
+from tract_hub.studies.machine import versions
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "growth"
 LAM = 0.1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tract_hub
 from tests import zoo
+from tests.oracle import relative_error
 
 
 def snapshot(model: nn.Module) -> dict[str, tuple]:
@@ -107,6 +108,53 @@ def test_a_second_scope_takes_the_place_of_the_first_and_says_so(name: str) -> N
         first, second = stem_gradient(name, model), stem_gradient(name, model)
         assert torch.equal(first, second)
         tract_hub.enable(model, scope=new)  # the same once more: not a word
+
+
+def tower() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
+
+
+class Towers(nn.Module):
+    """Two models on the same images, each enabled by itself."""
+
+    def __init__(self, lams: tuple[float, float]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = (tract_hub.enable(tower(), lam=lam) for lam in lams)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.two(x.flip(-1).cumsum(-1))
+
+
+def test_parts_that_were_enabled_one_by_one_keep_their_own_rows_under_another_scope() -> None:
+    model = Towers((0.1, 0.1))
+    images = torch.randn(5, 3, 8, 8, dtype=torch.double)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(images).square().sum().backward()
+        return [part[0].weight.grad.clone() for part in (model.one, model.two)]
+
+    before = gradients()
+    with pytest.warns(tract_hub.TractWarning, match="scope changed"):
+        tract_hub.enable(model, scope="global")
+    for got, expected in zip(gradients(), before, strict=True):
+        assert relative_error(got, expected) < 1e-12
+
+
+def test_a_part_that_alone_has_another_lambda_is_changed_too_and_named() -> None:
+    model = Towers((0.1, 0.5))
+    with pytest.warns(tract_hub.TractWarning, match=r"on two\.0\.weight: λ changed from 0\.5 to"):
+        tract_hub.enable(model, lam=0.1)
+    assert [state.lam for state in tract_hub.status(model)] == [0.1, 0.1]
+
+
+def test_a_part_of_an_enabled_model_gets_no_scope_of_its_own() -> None:
+    model = nn.Sequential(tower(), nn.Linear(2, 2).double())
+    tract_hub.enable(model, example_inputs=torch.randn(2, 3, 8, 8, dtype=torch.double))
+    with pytest.raises(tract_hub.TractError, match=r"0\.weight was enabled on a model that this"):
+        tract_hub.enable(model[0], lam=0.3, scope="global")
+    assert [(state.lam, state.scope) for state in tract_hub.status(model)] == [(0.1, "rank")]
 
 
 def test_other_stems_on_an_enabled_model_are_refused() -> None:

@@ -64,6 +64,8 @@ def _run(app: Any, arguments: list[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
+        if not error.format_message():  # no command: the help was printed
+            return BAD_INPUT
         _fail(f"{error.format_message()} (tract-hub --help lists what there is)")
     # typer turns Ctrl-C into this status.
     if status == INTERRUPTED:

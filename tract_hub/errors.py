@@ -1,4 +1,4 @@
-"""Every error and warning that tract_hub raises of its own."""
+"""Every error and warning that tract_hub raises of its own, and how it quotes those of others."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ class ModelError(StudyError):
 
 class UnpairedRunsError(StudyError):
     """Two arms of a seed did not start alike or did not see the same batches."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of any error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

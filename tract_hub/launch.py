@@ -18,8 +18,8 @@ from typing import NoReturn, get_args
 
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import ScriptError
-from tract_hub.integrations.script import run_script
-from tract_hub.integrations.trained import Trained, Watch
+from tract_hub.integrations.scripts.script import run_script
+from tract_hub.integrations.scripts.watch import Trained, Watch
 
 BAD_INPUT, UNUSED = 2, 3
 SETTINGS = ("lam", "scope")
@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-m", "--module", action="store_true", help="the script is a module's name")
     parser.add_argument("script")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    arguments = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    arguments.required = False  # or argparse asks for them where the script is missing
     return parser
 
 

@@ -1,22 +1,28 @@
-"""The nearest to a name that nothing has."""
+"""Names that users give: how they are shown, and the nearest to one that nothing has."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
-def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
+def shown_name(name: str) -> str:
+    """Return a model's or data set's name as results show it: of a path, the last part."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"did you mean a, b or c?"``, or a list of what there is when nothing is near.
 
     Args:
         name: what was asked for.
         known: the names that exist.
-        count: how many to offer at most.
 
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=count, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     if near:
         return f"did you mean {_either(near)}?"
     few = ", ".join(names[:8]) or "none"

@@ -166,17 +166,20 @@ def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> Non
 
 def _set_scope(model: nn.Module, scope: Scope) -> None:
     """Let the gates of a model sum their rows over a step, or not."""
+    steps: dict[ForwardUses, Step | None] = {}
     for _, _, forwards in _owned(model, ForwardScope):
-        step = None
-        if scope == "global":
-            # imports FSDP, which takes half a second
-            from tract_hub.integrations.synchronisers import find_synchroniser
-
-            ledgers = {uses.weight_name: Ledger(*uses.shape) for uses in forwards.forward_uses}
-            step = Step(ledgers, find_synchroniser)
-        forwards.step = step
+        forwards.step = _new_step(forwards) if scope == "global" else None
+        steps |= dict.fromkeys(forwards.forward_uses, forwards.step)
     for _, _, gate in _owned(model, WeightGate):
-        gate.step = step
+        gate.step = steps[gate.forward_uses]
+
+
+def _new_step(forwards: ForwardScope) -> Step:
+    # imports FSDP, which takes half a second
+    from tract_hub.integrations.synchronisers import find_synchroniser
+
+    ledgers = {uses.weight_name: Ledger(*uses.shape) for uses in forwards.forward_uses}
+    return Step(ledgers, find_synchroniser)
 
 
 def _scope(gate: WeightGate) -> Scope:
@@ -193,27 +196,46 @@ def _adjust(
     names = [state.weight_name for state in present]
     if stems is not None and sorted(s.weight_name for s in named_stems(model, stems)) != names:
         raise TractError(f"TrAct is already on {', '.join(names)}: call disable(model) first")
-    before = TractConfig(present[0].lam, present[0].scope, present[0].rows)
-    if before == config:
+    changed = [state for state in present if any(_changes(state, config))]
+    if not changed:
         return
-    changes = []
-    if before.lam != config.lam:
-        changes.append(f"λ changed from {before.lam:g} to {config.lam:g}")
-    if before.scope != config.scope:
-        changes.append(f"scope changed from {before.scope!r} to {config.scope!r}")
-    if before.rows != config.rows:
-        changes.append(f"rows changed from {before.rows:g} to {config.rows:g}")
+    new_scope = any(state.scope != config.scope for state in present)
+    if new_scope:
+        _refuse_part(model, names)
+    where = ", ".join(state.weight_name for state in changed)
+    what = ", ".join(dict.fromkeys(line for state in changed for line in _changes(state, config)))
     # First of all: a warning may be an error.
     warnings.warn(
-        f"TrAct was already on {', '.join(names)}: {', '.join(changes)}",
+        f"TrAct was already on {where}: {what}",
         TractWarning,
         stacklevel=3,
     )
     for _, _, gate in _owned(model, WeightGate):
         gate.lam, gate.rows = config.lam, config.rows
-    if before.scope != config.scope:
+    if new_scope:
         _set_scope(model, config.scope)
     _forget_compiled()
+
+
+def _changes(before: StemStatus, after: TractConfig) -> Iterator[str]:
+    if before.lam != after.lam:
+        yield f"λ changed from {before.lam:g} to {after.lam:g}"
+    if before.scope != after.scope:
+        yield f"scope changed from {before.scope!r} to {after.scope!r}"
+    if before.rows != after.rows:
+        yield f"rows changed from {before.rows:g} to {after.rows:g}"
+
+
+def _refuse_part(model: nn.Module, names: Sequence[str]) -> None:
+    """Rows are summed from the forward of the whole model, which a part does not know."""
+    known = {
+        uses for _, _, forwards in _owned(model, ForwardScope) for uses in forwards.forward_uses
+    }
+    if any(gate.forward_uses not in known for _, _, gate in _owned(model, WeightGate)):
+        raise TractError(
+            f"TrAct on {', '.join(names)} was enabled on a model that this {type(model).__name__} "
+            "is a part of: change the scope there"
+        )
 
 
 def _owned(model: nn.Module, kind: type[Owner]) -> Iterator[tuple[str, nn.Module, Owner]]:

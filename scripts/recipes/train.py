@@ -35,12 +35,7 @@ def main() -> None:
     set_seed(options.seed)
     if options.smoke:
         options.data = smoke_images(accelerator)
-    batch, rest = divmod(recipe.batch_size, accelerator.num_processes * options.accumulate)
-    if rest or not batch:
-        raise SystemExit(
-            f"batch_size {recipe.batch_size} cannot be shared by {accelerator.num_processes} "
-            f"processes that accumulate {options.accumulate} batches each"
-        )
+    batch = share_of_batch(recipe, accelerator.num_processes, options.accumulate)
     model = build(recipe, ordinary=options.ordinary)
     optimizer = create_optimizer_v2(model, **recipe.optimizer)
     schedule, _ = create_scheduler_v2(optimizer, num_epochs=recipe.epochs, **recipe.schedule)
@@ -79,6 +74,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="from the last epoch in --out")
     parser.add_argument("--smoke", action="store_true", help="a tiny run, on images made for it")
     return parser.parse_intermixed_args()
+
+
+def share_of_batch(recipe: Recipe, processes: int, accumulate: int) -> int:
+    """Return how many images a process takes through the model at once."""
+    batch, rest = divmod(recipe.batch_size, processes * accumulate)
+    if rest or not batch:
+        raise SystemExit(
+            f"batch_size {recipe.batch_size} cannot be shared by {processes} "
+            f"processes that accumulate {accumulate} batches each"
+        )
+    return batch
 
 
 def build(recipe: Recipe, ordinary: bool) -> nn.Module:

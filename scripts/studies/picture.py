@@ -7,6 +7,7 @@ import math
 import statistics
 import textwrap
 from collections.abc import Sequence
+from itertools import chain
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +17,8 @@ from speedup import finished
 from study import Study
 from trainings import Trained
 
-from tract_hub.studies.compare.plots import COLOURS, MARKERS, STYLES
+from tract_hub.studies.compare.plots import COLOURS, STYLES, look
+from tract_hub.studies.compare.records import Arm
 
 PANEL_INCHES, DPI, MOST_CURVES = (3.6, 3.4), 150, 5
 
@@ -50,21 +52,17 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
         axes.set_axis_off()
     for axes in panels[::columns]:
         axes.set_ylabel("test accuracy")
-    labels = dict(
-        pair[::-1]
-        for axes in panels
-        for pair in zip(*axes.get_legend_handles_labels(), strict=True)
-    )
-    figure.legend(
-        labels.values(),
-        labels.keys(),
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        fontsize=9,
-    )
+    _name_once(figure, panels)
     figure.suptitle(_titled(study), fontsize=11)
     return _png(figure)
+
+
+def _name_once(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend below all panels, with each label once."""
+    pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels)
+    labels = {label: handle for handle, label in chain.from_iterable(pairs)}
+    where = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 9}
+    figure.legend(labels.values(), labels.keys(), **where)
 
 
 def _titled(study: Study) -> str:
@@ -111,7 +109,7 @@ def _draw_by_length(axes: Axes, lengths: Sequence[Trained]) -> None:
         points = [(t.part.epochs, *_final(t, lam)) for t in lengths if finished(t.runs, lam)]
         if points:
             epochs, means, spreads = zip(*points, strict=True)
-            axes.errorbar(epochs, means, spreads, capsize=3, label=_name(lam), **_style(i))
+            axes.errorbar(epochs, means, spreads, capsize=3, label=str(Arm(lam)), **look(i))
     ticks = [t.part.epochs for t in lengths]
     axes.set(xscale="log", xlabel="epochs of the whole schedule")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -125,7 +123,7 @@ def _draw_by_lam(axes: Axes, trained: Trained) -> None:
     ]
     if points:
         lams, means, spreads = zip(*points, strict=True)
-        axes.errorbar(lams, means, spreads, capsize=3, label="TrAct", **_style(1))
+        axes.errorbar(lams, means, spreads, capsize=3, label="TrAct", **look(1))
     if finished(trained.runs, None):
         mean, spread = _final(trained, None)
         axes.axhline(mean, label="ordinary", color=COLOURS[0], linestyle=STYLES[0])
@@ -145,7 +143,7 @@ def _draw_by_epoch(axes: Axes, trained: Trained) -> None:
             means = [statistics.fmean(values) for values in by_epoch]
             spreads = [_deviation(values) for values in by_epoch]
             axes.plot(
-                epochs, means, label=_name(lam), markevery=max(1, len(means) // 8), **_style(i)
+                epochs, means, label=str(Arm(lam)), markevery=max(1, len(means) // 8), **look(i)
             )
             low, high = (
                 [m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1)
@@ -162,17 +160,3 @@ def _final(trained: Trained, lam: float | None) -> tuple[float, float]:
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _name(lam: float | None) -> str:
-    return "ordinary" if lam is None else f"TrAct λ={lam:g}"
-
-
-def _style(i: int) -> dict[str, object]:
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "linestyle": STYLES[i % len(STYLES)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "markersize": 4,
-        "linewidth": 1.5,
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from speedup import CONFIDENCE, Interval, Line, Shorter, lines_of, shorter_sched
 from study import Study
 from trainings import Trained
 
+from tract_hub.studies.compare.records import Arm
 from tract_hub.studies.files import write_atomically
 
 FORMAT = 1
@@ -110,7 +112,6 @@ _HEAD = (
 
 
 def _cells(line: Line, study: Study) -> list[str]:
-    arm = "ordinary" if line.lam is None else f"TrAct λ={line.lam:g}"
     gain = _points(line.gain)
     if study.against and line.part != study.against and line.over_reference:
         over = f"over {study.against}: {_points(line.over_reference)}"
@@ -118,7 +119,7 @@ def _cells(line: Line, study: Study) -> list[str]:
     return [
         line.part,
         str(line.epochs),
-        arm,
+        str(Arm(line.lam)),
         _accuracy(line),
         gain,
         line.verdict,
@@ -132,11 +133,8 @@ def _accuracy(line: Line) -> str:
     lost = f", {line.diverged} diverged" if line.diverged else ""
     if not values:
         return "diverged"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.1f} %{lost}"
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return f"{mean:.1f} % ± {deviation:.1f}{lost}"
+    mean = f"{statistics.fmean(values):.1f} %"
+    return f"{mean}{lost}" if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}{lost}"
 
 
 def _points(gain: Interval | None) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from scipy.stats import t as student
 from trainings import Run, Trained
 
+from tract_hub.studies.compare.aggregate import first_epoch_at_least
+
 CONFIDENCE = 0.95
 
 
@@ -156,13 +158,9 @@ def _epoch_ratios(runs: dict[int, Run], ordinary: dict[int, Run]) -> list[float 
     for seed, run in runs.items():
         if seed in ordinary:
             goal = ordinary[seed].accuracies[-1]
-            mine, own = (_first(r.accuracies, goal) for r in (run, ordinary[seed]))
+            mine, own = (first_epoch_at_least(r.accuracies, goal) for r in (run, ordinary[seed]))
             ratios.append(mine / own if mine and own else None)
     return ratios
-
-
-def _first(accuracies: Sequence[float], goal: float) -> int | None:
-    return next((epoch for epoch, value in enumerate(accuracies, 1) if value >= goal), None)
 
 
 def shorter_schedules(trained: Sequence[Trained]) -> list[Shorter]:

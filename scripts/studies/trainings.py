@@ -14,6 +14,8 @@ from typing import Any
 
 from study import Part, Study
 
+from tract_hub.studies.compare.records import ORDINARY, Arm
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
 
 
@@ -92,7 +94,7 @@ def _with_weights(study: Study, part: Part, out: Path) -> Part:
     if name is None:
         return part
     source = next(other for other in study.parts if other.name == name)
-    file = out / source.folder / "runs" / f"ordinary-seed{source.seeds[0]}.safetensors"
+    file = out / source.folder / "runs" / f"{ORDINARY.slug}-seed{source.seeds[0]}.safetensors"
     return replace(part, options={**part.options, "weights": str(file)})
 
 
@@ -121,7 +123,7 @@ def _recipes(part: Part, data: str, out: Path) -> Iterator[list[str]]:
 
 
 def _recipe_folder(out: Path, lam: float | None, seed: int) -> Path:
-    return out / f"{'ordinary' if lam is None else f'tract-{lam}'}-seed{seed}"
+    return out / f"{Arm(lam).slug}-seed{seed}"
 
 
 def _read_compare(part: Part, folder: Path) -> Trained:

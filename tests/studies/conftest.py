@@ -10,14 +10,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-# One block of width 16 on 8-pixel digits: an epoch takes a fraction of a second.
-ONE_SEED = ["--seeds", "0"]
-TWO_SEEDS = ["--seeds", "0,1"]
-TINY = (
-    "--image-size 8 --model-arg patch_size=4 --model-arg embed_dim=16 --model-arg depth=1 "
-    "--model-arg num_heads=2 --epochs 2 --batch-size 32 --max-train 128 --max-test 64 "
-    "--device cpu"
-).split()
 
 
 @pytest.fixture(autouse=True)

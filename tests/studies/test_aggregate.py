@@ -4,29 +4,21 @@ import math
 
 import pytest
 
+from tests.studies.comparisons import TRACT, record
 from tract_hub.errors import UnpairedRunsError
 from tract_hub.studies.compare.aggregate import (
     compare_runs,
     curve_over,
     first_epoch_at_least,
 )
-from tract_hub.studies.compare.records import ORDINARY, Arm, EpochRecord, Filters, RunRecord
+from tract_hub.studies.compare.records import ORDINARY
 from tract_hub.studies.compare.tables import gain_table
 
-TRACT = Arm(0.1)
 TIMING = {
     "seconds": {"ordinary": 0.010, "TrAct λ=0.1": 0.011},
     "overhead": {"ordinary": 1.0, "TrAct λ=0.1": 1.1},
     "overhead_quartiles": {"ordinary": [1.0, 1.0], "TrAct λ=0.1": [1.0, 1.2]},
 }
-
-
-def run(arm: Arm, seed: int, accuracies: list[float], **changes: object) -> RunRecord:
-    epochs = tuple(EpochRecord(i, 1.0, 1.0, a, 1.0) for i, a in enumerate(accuracies, 1))
-    given = {"diverged_at": None, "start": f"s{seed}", "batches": f"b{seed}", **changes}
-    return RunRecord(
-        arm, seed, epochs, filters=Filters("w", (0,), (0, 1), [[[0.0]], [[0.0]]]), **given
-    )
 
 
 @pytest.mark.parametrize(
@@ -51,10 +43,10 @@ def test_curve_has_mean_and_sample_deviation_by_epoch():
 
 def test_epochs_to_reach_use_the_mean_curves_and_the_ordinary_arms_own_first_epoch():
     runs = [
-        run(ORDINARY, 0, [0.2, 0.5, 0.7, 0.6]),  # mean .2 .5 .6 .6: itself there at 3
-        run(ORDINARY, 1, [0.2, 0.5, 0.5, 0.6]),
-        run(TRACT, 0, [0.4, 0.7, 0.7, 0.7]),  # mean .4 .6 .65 .7: there at 2
-        run(TRACT, 1, [0.4, 0.5, 0.6, 0.7]),
+        record(ORDINARY, 0, [0.2, 0.5, 0.7, 0.6]),  # mean .2 .5 .6 .6: itself there at 3
+        record(ORDINARY, 1, [0.2, 0.5, 0.5, 0.6]),
+        record(TRACT, 0, [0.4, 0.7, 0.7, 0.7]),  # mean .4 .6 .65 .7: there at 2
+        record(TRACT, 1, [0.4, 0.5, 0.6, 0.7]),
     ]
     comparison = compare_runs(runs, TIMING)
     ordinary, tract = comparison.arms
@@ -67,17 +59,17 @@ def test_epochs_to_reach_use_the_mean_curves_and_the_ordinary_arms_own_first_epo
 
 
 def test_an_arm_that_stays_below_did_not_reach():
-    runs = [run(ORDINARY, 0, [0.2, 0.6]), run(TRACT, 0, [0.2, 0.5])]
+    runs = [record(ORDINARY, 0, [0.2, 0.6]), record(TRACT, 0, [0.2, 0.5])]
     _, tract = compare_runs(runs, TIMING).arms
     assert (tract.reached, tract.ratio, tract.reached_by_seed) == (None, None, {0: None})
 
 
 def test_a_diverged_seed_is_named_and_not_averaged():
     runs = [
-        run(ORDINARY, 0, [0.2, 0.6]),
-        run(ORDINARY, 1, [0.4, 0.8]),
-        run(TRACT, 0, [0.2, 0.7]),
-        run(TRACT, 1, [0.0], diverged_at=1, batches="fewer"),
+        record(ORDINARY, 0, [0.2, 0.6]),
+        record(ORDINARY, 1, [0.4, 0.8]),
+        record(TRACT, 0, [0.2, 0.7]),
+        record(TRACT, 1, [0.0], diverged_at=1, batches="fewer"),
     ]
     _, tract = compare_runs(runs, TIMING).arms
     assert tract.seeds == (0,)
@@ -87,7 +79,7 @@ def test_a_diverged_seed_is_named_and_not_averaged():
 
 
 def test_nothing_is_to_be_reached_when_the_ordinary_arm_diverged():
-    runs = [run(ORDINARY, 0, [0.1], diverged_at=1), run(TRACT, 0, [0.2, 0.7])]
+    runs = [record(ORDINARY, 0, [0.1], diverged_at=1), record(TRACT, 0, [0.2, 0.7])]
     comparison = compare_runs(runs, TIMING)
     assert comparison.target is None
     assert comparison.arms[1].reached is None
@@ -96,7 +88,7 @@ def test_nothing_is_to_be_reached_when_the_ordinary_arm_diverged():
 
 @pytest.mark.parametrize(("on_gpu", "times"), [(False, []), (True, [("10.00 ms", "11.00 ms")])])
 def test_times_are_shown_of_a_gpu_only_and_ratios_always(on_gpu, times):
-    comparison = compare_runs([run(ORDINARY, 0, [0.6]), run(TRACT, 0, [0.7])], TIMING)
+    comparison = compare_runs([record(ORDINARY, 0, [0.6]), record(TRACT, 0, [0.7])], TIMING)
     rows = gain_table(comparison, on_gpu).rows
     assert [tuple(cells) for name, *cells in rows if name == "step time"] == times
     assert ("step time ratio", "", "1.100 (1.000 to 1.200)") in rows
@@ -104,6 +96,6 @@ def test_times_are_shown_of_a_gpu_only_and_ratios_always(on_gpu, times):
 
 @pytest.mark.parametrize("what", ["start", "batches"])
 def test_arms_that_are_no_pair_are_refused(what):
-    runs = [run(ORDINARY, 0, [0.2, 0.6]), run(TRACT, 0, [0.2, 0.7], **{what: "another"})]
+    runs = [record(ORDINARY, 0, [0.2, 0.6]), record(TRACT, 0, [0.2, 0.7], **{what: "another"})]
     with pytest.raises(UnpairedRunsError, match="seed 0"):
         compare_runs(runs, TIMING)

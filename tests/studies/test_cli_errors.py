@@ -12,7 +12,8 @@ import torch.distributed as dist
 from PIL import Image
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.studies.conftest import TINY, picture
+from tests.studies.comparisons import TINY
+from tests.studies.conftest import picture
 from tract_hub.cli import main
 
 

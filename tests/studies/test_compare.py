@@ -14,37 +14,24 @@ from PIL import Image
 from rich.console import Console
 
 import tract_hub
-from tests.studies.conftest import ONE_SEED, TINY, TWO_SEEDS
-from tract_hub.cli import main
-from tract_hub.studies.compare import study as compare_module
-from tract_hub.studies.compare.progress import Silent
+from tests.studies.comparisons import (
+    ONE_SEED,
+    TINY,
+    TINY_ARGUMENTS,
+    TRACT,
+    TWO_SEEDS,
+    compare,
+    numbers,
+    tiny_study,
+)
+from tract_hub.studies.compare import run as compare_module
+from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.recipes import build_settings
-from tract_hub.studies.compare.records import ORDINARY, Arm
-from tract_hub.studies.compare.study import arms_of, make_study
+from tract_hub.studies.compare.records import ORDINARY
+from tract_hub.studies.compare.study import make_study
 from tract_hub.studies.compare.training import extend_digest, fresh_model, state_digest, train_run
-
-TRACT = Arm(0.1)
-TINY_ARGUMENTS = (("depth", 1), ("embed_dim", 16), ("num_heads", 2), ("patch_size", 4))
-
-
-def tiny_study(**changes: object):
-    given = {
-        "image_size": 8, "model_args": TINY_ARGUMENTS, "epochs": 2, "batch_size": 32,
-        "max_train": 128, "max_test": 64, "device": "cpu",
-    }  # fmt: skip
-    return make_study(build_settings("digits-vit", {**given, **changes}))[0]
-
-
-def run_main(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", *arguments])
-    return stop.value.code
-
-
-def numbers(folder: Path) -> list[dict[str, str]]:
-    """Return every number of results.csv, to the last digit, but the times, which vary."""
-    rows = list(csv.DictReader((folder / "results.csv").open()))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+from tract_hub.studies.images.sources import load_source
+from tract_hub.studies.models.plan import plan_model
 
 
 def table(folder: Path) -> list[str]:
@@ -68,15 +55,15 @@ def test_arms_of_a_seed_start_from_the_same_bits_and_seeds_from_others():
 @pytest.mark.parametrize("augment", ["none", "crop-flip"])
 def test_arms_see_the_same_batches_and_dropout_but_train_differently(augment):
     study = tiny_study(augment=augment, model_args=(*TINY_ARGUMENTS, ("drop_rate", 0.5)))
-    ordinary = train_run(study, ORDINARY, 0, Silent())
+    ordinary = train_run(study, ORDINARY, 0, Progress())
     torch.rand(3)
-    again = train_run(study, ORDINARY, 0, Silent())
-    tract = train_run(study, TRACT, 0, Silent())
+    again = train_run(study, ORDINARY, 0, Progress())
+    tract = train_run(study, TRACT, 0, Progress())
     assert ordinary.batches == again.batches == tract.batches
     assert [e.train_loss for e in ordinary.epochs] == [e.train_loss for e in again.epochs]
     assert ordinary.filters == again.filters
     assert ordinary.filters != tract.filters
-    assert ordinary.batches != train_run(study, ORDINARY, 1, Silent()).batches
+    assert ordinary.batches != train_run(study, ORDINARY, 1, Progress()).batches
 
 
 def test_the_tract_arm_gets_the_tract_gradient_and_the_ordinary_arm_does_not(monkeypatch):
@@ -86,7 +73,7 @@ def test_the_tract_arm_gets_the_tract_gradient_and_the_ordinary_arm_does_not(mon
         tract_hub, "enable", lambda model, **k: asked.append(k["lam"]) or enable(model, **k)
     )
     study = tiny_study(lams=(0.05, 0.2))
-    for arm in arms_of(study.settings):
+    for arm in study.arms:
         fresh_model(study, arm, 0)
     assert asked == [0.05, 0.2]
 
@@ -115,7 +102,7 @@ def test_the_digest_of_batches_tells_orders_apart():
 
 def test_results_are_complete_and_hold_no_path(tmp_path, capsys):
     out = tmp_path / "results"
-    assert run_main(*TINY, *TWO_SEEDS, "--lam", "0.1,0.3", "--out", str(out)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--lam", "0.1,0.3", "--out", str(out)) == 0
     assert "What TrAct gained" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -153,7 +140,7 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
     original = command._run
     command._run = lambda recipe, values, report: seen.append(build_settings(recipe, values))
     try:
-        assert run_main(*shlex.split(command_of(settings))[2:]) == 0
+        assert compare(*shlex.split(command_of(settings))[2:]) == 0
     finally:
         command._run = original
     assert seen == [settings]
@@ -161,7 +148,7 @@ def test_the_command_in_the_results_makes_the_same_comparison(tmp_path):
 
 def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(whole)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(whole)) == 0
     trained = []
     original = compare_module.train_run
 
@@ -173,7 +160,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
 
     monkeypatch.setattr(compare_module, "train_run", interrupted)
     capsys.readouterr()
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 130
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(parts)) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (parts / "results.json").exists()
     assert len(list((parts / "runs").glob("*.json"))) == 3
@@ -185,14 +172,14 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same_table(tmp_path, mo
         "train_run",
         lambda study, *run: again.append(run[:2]) or original(study, *run),
     )
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert "resuming: 3 of 4" in capsys.readouterr().out
     assert len(again) == 1
     assert not set(again) & set(trained)
     assert numbers(parts) == numbers(whole)
     assert table(parts) == table(whole)
     # Once all is done, nothing is trained any more.
-    assert run_main(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
+    assert compare(*TINY, *TWO_SEEDS, "--out", str(parts)) == 0
     assert len(again) == 1
 
 
@@ -210,7 +197,7 @@ def test_kill_9_in_the_middle_of_a_run_costs_that_run_alone(tmp_path, tract_hub_
     assert [p.name for p in (out / "runs").iterdir()] == [first.name]
     assert not (out / "results.json").exists()
     before = first.read_bytes()
-    assert run_main(*TINY, *long, "--out", str(out)) == 0
+    assert compare(*TINY, *long, "--out", str(out)) == 0
     assert "resuming: 1 of 2" in capsys.readouterr().out
     assert first.read_bytes() == before
     assert (out / "results.json").exists()
@@ -218,11 +205,11 @@ def test_kill_9_in_the_middle_of_a_run_costs_that_run_alone(tmp_path, tract_hub_
 
 def test_half_a_file_is_no_finished_run(tmp_path):
     out = tmp_path / "out"
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     run = out / "runs" / "tract-0.1-seed0.json"
     whole = run.read_text()
     run.write_text(whole[: len(whole) // 2])
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert json.loads(run.read_text())["start"] == json.loads(whole)["start"]
 
 
@@ -241,7 +228,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys, change,
     identity = compare_module._store(tiny_study(out=out)).identity
     (out / "identity.json").write_text(json.dumps(identity))
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert run_main(*TINY, *change.split(), "--out", str(out)) == 2
+    assert compare(*TINY, *change.split(), "--out", str(out)) == 2
     line = capsys.readouterr().err
     assert "holds runs made with other settings" in line
     assert difference in line
@@ -257,9 +244,9 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
         "train_run",
         lambda study, *run: made.append((str(run[0]), run[1])) or original(study, *run),
     )
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     made.clear()
-    assert run_main(*TINY, "--seeds", "0,4", "--lam", "0.1,0.2", "--out", str(out)) == 0
+    assert compare(*TINY, "--seeds", "0,4", "--lam", "0.1,0.2", "--out", str(out)) == 0
     assert sorted(made) == [
         ("TrAct λ=0.1", 4),
         ("TrAct λ=0.2", 0),
@@ -270,14 +257,14 @@ def test_more_seeds_and_arms_reuse_the_runs_that_are_there(tmp_path, monkeypatch
 
 def test_without_out_a_folder_is_named_after_the_settings():
     for lr in ("0.001", "0.002"):
-        assert run_main(*TINY, *ONE_SEED, "--epochs", "1", "--lr", lr) == 0
+        assert compare(*TINY, *ONE_SEED, "--epochs", "1", "--lr", lr) == 0
     assert len(list(Path("tract-hub-runs").glob("compare-*/results.json"))) == 2
 
 
 def test_divergence_is_reported_and_is_no_error(tmp_path, capsys):
     out = tmp_path / "out"
     diverging = ("--optimizer", "sgd", "--lr", "1e30", "--schedule", "constant")
-    assert run_main(*TINY, *TWO_SEEDS, *diverging, "--out", str(out)) == 0
+    assert compare(*TINY, *TWO_SEEDS, *diverging, "--out", str(out)) == 0
     shown = capsys.readouterr()
     assert "diverged at epoch 1" in (out / "table.md").read_text()
     assert "diverged at epoch 1" in shown.err
@@ -291,7 +278,7 @@ def test_the_cifar_recipe_adapts_the_stem_and_says_so(image_folder, tmp_path, ca
     out = tmp_path / "out"
     folder = str(image_folder("cat dog", count=10, size=(32, 32)))
     small = "--epochs 1 --seeds 0 --batch-size 8 --device cpu --max-test 2".split()
-    assert run_main("--recipe", "cifar-resnet", "--data", folder, *small, "--out", str(out)) == 0
+    assert compare("--recipe", "cifar-resnet", "--data", folder, *small, "--out", str(out)) == 0
     said = "stem conv1 adapted: 7 × 7 stride 2 → 3 × 3 stride 1"
     assert said in capsys.readouterr().out
     assert said in (out / "table.md").read_text()
@@ -313,9 +300,9 @@ def test_a_hugging_face_folder_trains_from_its_weights_where_it_has_them(
     saved = ViTForImageClassification(config)
     saved.save_pretrained(folder) if weights else config.save_pretrained(folder)
     given = {"model": str(folder), "data": str(image_folder()), "device": "cpu", "batch_size": 8}
-    study, stem = make_study(build_settings("digits-vit", given))
-    model = fresh_model(study, TRACT, 0)
-    same = torch.equal(model.get_parameter(stem.weight_name), saved.get_parameter(stem.weight_name))
+    study = make_study(build_settings("digits-vit", given))
+    model, name = fresh_model(study, TRACT, 0), study.stems[0].weight_name
+    same = torch.equal(model.get_parameter(name), saved.get_parameter(name))
     assert same == weights
     assert model.config.num_labels == 2
     # Weights keep the size that they were trained for; a config alone takes the images'.
@@ -326,9 +313,9 @@ def test_a_hugging_face_folder_trains_from_its_weights_where_it_has_them(
 def test_images_are_resized_only_for_a_model_that_cannot_take_them():
     changes = {"model": "resnet18", "max_train": 64}
     settings = build_settings("digits-vit", changes)
-    assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 8
+    assert plan_model(settings, load_source("digits")).size == 8
     settings = build_settings("digits-vit", {"model": "vit_wee_patch16_reg1_gap_256"})
-    assert compare_module.plan_model(settings, compare_module.load_source("digits")).size == 256
+    assert plan_model(settings, load_source("digits")).size == 256
 
 
 @pytest.mark.parametrize("terminal", [False, True])

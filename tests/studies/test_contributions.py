@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tract_hub
-from tests.studies.test_compare import TRACT, tiny_study
+from tests.studies.comparisons import TRACT, tiny_study
 from tract_hub.errors import ModelError
 from tract_hub.studies.compare.records import ORDINARY
 from tract_hub.studies.compare.report import contributions
@@ -118,8 +118,7 @@ def test_outputs_that_are_not_of_one_image_after_the_other_are_refused():
 
 def test_the_measurement_is_of_the_start_weights_on_training_images():
     study = tiny_study(label_smoothing=0.1)
-    stem = tract_hub.locate(study.plan.build(), example_inputs=study.plan.example())[0]
-    measured = measure_contributions(study, stem, [ORDINARY, TRACT])
+    measured = measure_contributions(study)
     assert measured["arms"] == ["ordinary", "TrAct λ=0.1"]
     assert (measured["seed"], measured["batch"]) == (0, 32)
     assert measured["residual"] < 1e-4
@@ -132,7 +131,9 @@ def test_the_measurement_is_of_the_start_weights_on_training_images():
     inputs = study.data.normaliser()(images)
     X = F.unfold(inputs, 4, stride=4).transpose(1, 2).flatten(0, 1)
     model = fresh_model(study, ORDINARY, 0).train()
-    ordinary = image_by_image(model, inputs, labels, 0.1, model.get_parameter(study.stems[0]))
+    ordinary = image_by_image(
+        model, inputs, labels, 0.1, model.get_parameter(study.stems[0].weight_name)
+    )
     for arm, expected in ((ORDINARY, ordinary), (TRACT, ordinary @ inverse_gram(X))):
         norms = expected.flatten(1).norm(dim=1).tolist()
         assert measured["norms"][str(arm)][:32] == pytest.approx(norms, rel=1e-3)

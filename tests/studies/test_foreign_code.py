@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tract_hub
-from tests.studies.conftest import TINY
+from tests.studies.comparisons import TINY
 from tract_hub.cli import main
 
 PACKAGE = Path(tract_hub.__file__).parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.studies.conftest import ONE_SEED, ROOT, TINY
+from tests.studies.comparisons import ONE_SEED, TINY, compare, numbers
+from tests.studies.conftest import ROOT
 from tract_hub.errors import StudyError
 from tract_hub.studies.audit.run import run_audit
 from tract_hub.studies.files import append_line, make_folder, write_atomically
@@ -40,17 +40,8 @@ def limited(size: int, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def numbers(folder: Path) -> list[dict[str, str]]:
-    rows = list(csv.DictReader((folder / "results.csv").open()))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
 def run(out: Path, *options: str) -> None:
-    from tract_hub.cli import main
-
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", *TINY, *ONE_SEED, *options, "--out", str(out)])
-    assert stop.value.code == 0
+    assert compare(*TINY, *ONE_SEED, *options, "--out", str(out)) == 0
 
 
 def test_a_comparison_that_ran_out_of_disk_goes_on_once_there_is_room(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.studies.test_aggregate import run
+from tests.studies.comparisons import record
 from tract_hub.studies.compare import plots
 from tract_hub.studies.compare.aggregate import compare_runs
 from tract_hub.studies.compare.plots import draw, filter_images
@@ -14,7 +14,7 @@ LAMS = (0.05, 0.1, 0.2)
 
 
 def drawn(monkeypatch, arms) -> Figure:
-    runs = [run(arm, seed, [0.2, 0.5 + seed / 10]) for arm in arms for seed in (0, 1)]
+    runs = [record(arm, seed, [0.2, 0.5 + seed / 10]) for arm in arms for seed in (0, 1)]
     ones = {str(arm): 1.0 for arm in arms}
     quartiles = {str(arm): [1.0, 1.0] for arm in arms}
     times = {"seconds": ones, "overhead": ones, "overhead_quartiles": quartiles}

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.studies.conftest import ONE_SEED, TINY
-from tests.studies.test_aggregate import run
-from tests.studies.test_compare import run_main
-from tract_hub.studies.compare import study as compare_module
+from tests.studies.comparisons import ONE_SEED, TINY, compare, record
+from tract_hub.studies.compare import run as compare_module
 from tract_hub.studies.compare.aggregate import compare_runs
 from tract_hub.studies.compare.records import ORDINARY, Arm, Filters
 from tract_hub.studies.compare.report import contributions
@@ -97,7 +95,7 @@ def report(runs, **changes) -> Report:
 
 
 def trained(arms=ARMS, seeds=(0, 1), **changes):
-    return [run(arm, seed, [0.2, 0.5 + seed / 10], **changes) for arm in arms for seed in seeds]
+    return [record(arm, seed, [0.2, 0.5 + seed / 10], **changes) for arm in arms for seed in seeds]
 
 
 def svg_parts(text: str, start: str) -> str:
@@ -184,7 +182,7 @@ def test_one_seed_has_no_spread():
 
 @pytest.mark.parametrize("diverged", [ARMS, ARMS[2:]])
 def test_an_arm_that_diverged_is_said_to_have(diverged):
-    lost = [run(arm, 0, [0.1], diverged_at=1) for arm in diverged]
+    lost = [record(arm, 0, [0.1], diverged_at=1) for arm in diverged]
     runs = [*trained([arm for arm in ARMS if arm not in diverged], (0,)), *lost]
     page = Page(render(report(runs)))
     assert page.text.count("Every run diverged") == len(diverged)
@@ -227,16 +225,16 @@ def test_a_filter_that_is_no_number_leaves_a_hole():
 
 def test_a_finished_comparison_is_only_rendered(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert not (out / "report.html").exists()
     monkeypatch.setattr(compare_module, "train_run", None)
-    assert run_main(*TINY, *ONE_SEED, "--report", "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--report", "--out", str(out)) == 0
     assert "report.html" in capsys.readouterr().out
     first = (out / "report.html").read_bytes()
     monkeypatch.setattr(contributions, "measure_contributions", None)
     (out / "report.html").write_text("an older one")
     # A report that is there is kept up to date.
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert (out / "report.html").read_bytes() == first
     page = Page(first.decode())
     image = page.all("img")[0]["src"].partition(",")[2]
@@ -250,8 +248,8 @@ def test_a_finished_comparison_is_only_rendered(tmp_path, monkeypatch, capsys):
 
 def test_another_arm_is_measured_anew(tmp_path):
     out = tmp_path / "out"
-    assert run_main(*TINY, *ONE_SEED, "--report", "--out", str(out)) == 0
-    assert run_main(*TINY, *ONE_SEED, "--lam", "0.1,0.3", "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--report", "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--lam", "0.1,0.3", "--out", str(out)) == 0
     page = Page((out / "report.html").read_text())
     assert page.text.count("TrAct λ=0.3") > 5
     assert len(page.all("img")) == 3

@@ -6,10 +6,9 @@ import json
 import pytest
 import torch
 
-from tests.studies.conftest import ONE_SEED, TINY
-from tests.studies.test_compare import TRACT, run_main, tiny_study
-from tract_hub.studies.compare import study as compare_module
-from tract_hub.studies.compare.progress import Silent
+from tests.studies.comparisons import ONE_SEED, TINY, TRACT, compare, tiny_study
+from tract_hub.studies.compare import run as compare_module
+from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import RunRecord
 from tract_hub.studies.compare.snapshots import snapshot_epochs
 from tract_hub.studies.compare.training import fresh_model, train_run
@@ -31,9 +30,9 @@ def test_snapshots_are_even_with_the_start_and_the_end(epochs, numbers, kept):
 
 def test_a_run_keeps_its_filters_from_start_to_end():
     study = tiny_study(epochs=3)
-    kept = train_run(study, TRACT, 0, Silent()).filters
+    kept = train_run(study, TRACT, 0, Progress()).filters
     assert kept.epochs == (0, 1, 2, 3)
-    start = fresh_model(study, TRACT, 0).get_parameter(study.stems[0])[list(kept.rows)]
+    start = fresh_model(study, TRACT, 0).get_parameter(study.stems[0].weight_name)[list(kept.rows)]
     torch.testing.assert_close(torch.tensor(kept.values[0]), start.detach(), rtol=1e-4, atol=1e-9)
     snapshots = [torch.tensor(rows) for rows in kept.values]
     steps = [(b - a).abs().max().item() for a, b in itertools.pairwise(snapshots)]
@@ -47,7 +46,7 @@ def _flat(values):
 
 def test_a_diverged_run_ends_with_the_epoch_that_diverged():
     study = tiny_study(epochs=30, optimizer="sgd", lr=1e30, schedule="constant")
-    record = train_run(study, TRACT, 0, Silent())
+    record = train_run(study, TRACT, 0, Progress())
     assert record.diverged_at == 1
     assert record.filters.epochs == (0, 1)
     again = RunRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False)))
@@ -56,14 +55,14 @@ def test_a_diverged_run_ends_with_the_epoch_that_diverged():
 
 def test_runs_of_the_form_without_snapshots_are_not_taken(tmp_path):
     out = tmp_path / "out"
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     run = out / "runs" / "ordinary-seed0.json"
     whole = run.read_text()
     older = json.loads(whole)
     older["filters"]["values"] = older["filters"]["values"][-1]
     del older["filters"]["epochs"]
     run.write_text(json.dumps(older))
-    assert run_main(*TINY, *ONE_SEED, "--out", str(out)) == 0
+    assert compare(*TINY, *ONE_SEED, "--out", str(out)) == 0
     assert json.loads(run.read_text())["filters"] == json.loads(whole)["filters"]
 
 
@@ -76,5 +75,5 @@ def test_a_folder_of_an_older_format_is_refused(tmp_path, capsys):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert run_main(*TINY, "--out", str(out)) == 2
+    assert compare(*TINY, "--out", str(out)) == 2
     assert "(format None there, 2 now)" in capsys.readouterr().err

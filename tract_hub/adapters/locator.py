@@ -14,7 +14,7 @@ from tract_hub.adapters.tracing.flow import Flow, Kind
 from tract_hub.adapters.tracing.skeleton import has_pre_hook_of_a_user, meta_skeleton
 from tract_hub.adapters.wrappers import unwrap
 from tract_hub.adapters.zoos.examples import Example
-from tract_hub.adapters.zoos.lookup import zoo_of
+from tract_hub.adapters.zoos.lookup import declared_stems
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
 from tract_hub.method.operations import Convolution, LinearCall
 from tract_hub.stem import Site, Stem
@@ -62,8 +62,7 @@ def stems_of(model: nn.Module, attempt: Attempt, prefix: str = "") -> tuple[Stem
 
 def _compare_with_zoo(model: nn.Module, stems: tuple[Stem, ...], prefix: str) -> None:
     """Warn where the model's zoo declares another first layer than the trace shows."""
-    declare = getattr(zoo_of(model), "declared_stems", None)
-    declared = {prefix + name for name in declare(model)} if declare else set()
+    declared = {prefix + name for name in declared_stems(model) or ()}
     found = {stem.weight_name for stem in stems}
     if not declared <= found:
         warnings.warn(

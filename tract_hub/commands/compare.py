@@ -110,7 +110,7 @@ def _run(recipe: str, given: dict[str, Any], report: bool) -> None:
 
     # Bad options are refused before the seconds that the rest takes to import.
     settings = build_settings(recipe, given)
-    from tract_hub.studies.compare.study import compare as run
+    from tract_hub.studies.compare.run import compare as run
 
     run(settings, Console(), Console(stderr=True), report)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,9 @@ from tract_hub.adapters.tracing.skeleton import meta_skeleton
 from tract_hub.method.patches import count_rows
 from tract_hub.stem import Stem
 from tract_hub.studies.models.named import model_named
+
+FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP")
+BYTES = ("B", "KiB", "MiB", "GiB")
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,12 @@ class Inspection:
 
 
 def inspect(model: str, as_json: bool) -> None:
-    """Print what ``inspect_model`` says about the model of a name, as a table or as JSON."""
+    """Print what ``inspect_model`` says about the model of a name, in words or as JSON."""
     found = inspect_model(model_named(model))
     if as_json:
         print(json.dumps({"model": model, **as_data(found)}, indent=2, ensure_ascii=False))
         return
-    console = Console()
-    console.print(_table(model, found))
-    for warning in found.warnings:
-        console.print(f"[yellow]Warning:[/yellow] {warning}", soft_wrap=True)
+    print("\n".join(_lines(model, found)))
 
 
 def inspect_model(model: nn.Module) -> Inspection:
@@ -124,24 +123,27 @@ def as_data(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _table(name: str, found: Inspection) -> Table:
+def _lines(name: str, found: Inspection) -> Iterator[str]:
     shapes = ", ".join("×".join(map(str, shape)) for shape in found.inputs)
-    table = Table(title=f"First layers of {name}, input {shapes}", title_justify="left")
-    for column in ("first layer", "n", "path from the pixels", "cost of a step", "memory"):
-        table.add_column(column, overflow="fold")
+    yield f"First layers of {name}, input {shapes}"
     for stem, cost in zip(found.stems, found.costs, strict=True):
-        table.add_row(
-            f"[bold]{stem.weight_name}[/bold]\n{_in_words(stem)}",
-            str(stem.in_features),
-            _shortened(stem.path),
-            f"{cost.flops / 1e9:.3g} GFLOP, {100 * cost.share:.2g} %",
-            _size(cost.bytes),
+        yield ""
+        yield stem.weight_name
+        yield f"  layer   {_in_words(stem)}; {stem.in_features} input features"
+        yield f"  pixels  reach it {_shortened(stem.path)}"
+        yield (
+            f"  TrAct   adds {_scaled(cost.flops, 1000, FLOPS)} to a training step on this input "
+            f"({100 * cost.share:.2g} %), and {_scaled(cost.bytes, 1024, BYTES)} of memory"
         )
-    return table
+    for warning in found.warnings:
+        yield f"\nWarning: {warning}"
 
 
 def _in_words(stem: Stem) -> str:
-    words = f"{type(stem.module).__name__}: {stem.operation} {stem.geometry}".rstrip()
+    kind = type(stem.module).__name__
+    if kind.lower() != stem.operation:
+        kind += f" ({stem.operation})"
+    words = f"{kind} {stem.geometry}".rstrip()
     if stem.derived:
         words += ", derived weight"
     return words if stem.uses == 1 else f"{words}, used {stem.uses} times"
@@ -150,12 +152,14 @@ def _in_words(stem: Stem) -> str:
 def _shortened(path: tuple[str, ...], most: int = 8) -> str:
     if len(path) > most:
         path = (*path[: most // 2], f"… {len(path) - most} more …", *path[-most // 2 :])
-    return " → ".join(path) or "directly"
+    return f"through {' → '.join(path)}" if path else "directly"
 
 
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
+def _scaled(count: float, base: int, units: tuple[str, ...]) -> str:
+    """Write a count in the smallest unit that leaves it below the base, or in the largest."""
+    smaller, largest = units[:-1], units[-1]
+    for unit in smaller:
+        if count < base:
             return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
+        count /= base
+    return f"{count:.3g} {largest}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tract_hub.errors import SettingsError
-from tract_hub.studies.names import shown_name
+from tract_hub.names import shown_name
 
 STEMS = ("published", "cifar")
 MOST = 2**31 - 1

@@ -43,8 +43,13 @@ class Example:
 
 def image(model: nn.Module, *shape: int) -> Tensor:
     """Make pixels without values, in the dtype of the model's parameters."""
+    return torch.empty(shape, dtype=pixel_dtype(model), device="meta")
+
+
+def pixel_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the first parameter that has fractions."""
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return torch.empty(shape, dtype=next(floating, torch.float32), device="meta")
+    return next(floating, torch.float32)
 
 
 def image_example(model: nn.Module, *shape: int) -> Example:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import torch
 from torch import nn
 
-from tract_hub.adapters.zoos.examples import Example
+from tract_hub.adapters.zoos.examples import Example, pixel_dtype
 from tract_hub.adapters.zoos.hf_config import ImageSizes, Settings
 from tract_hub.adapters.zoos.hf_inputs import (
     MAKERS,
@@ -119,25 +118,23 @@ def _without(names: Names, kind: str) -> Names:
 def _calls(model: nn.Module, names: Names, method: str = "forward") -> Iterator[Example]:
     """Yield calls with these inputs, in every layout of the pixels that their names allow."""
     settings = Settings(getattr(model, "config", None))
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    dtype = next(floating, torch.float32)
-    for sizes in _sizes(model, settings):
-        for layout, video_layout in layout_pairs(names):
-            situation = Situation(sizes, settings, layout, video_layout, dtype)
-            kwargs, pixels = make_inputs(names, situation)
-            yield Example(
-                kwargs=kwargs, pixels=pixels, environment=UNCHECKED, method=method, fixed=True
-            )
+    sizes, dtype = _sizes(model, settings), pixel_dtype(model)
+    for layout, video_layout in layout_pairs(names):
+        situation = Situation(sizes, settings, layout, video_layout, dtype)
+        kwargs, pixels = make_inputs(names, situation)
+        yield Example(
+            kwargs=kwargs, pixels=pixels, environment=UNCHECKED, method=method, fixed=True
+        )
 
 
-def _sizes(model: nn.Module, settings: Settings) -> Iterator[ImageSizes]:
-    """Yield the config's sizes, or those that a timm model inside knows."""
+def _sizes(model: nn.Module, settings: Settings) -> ImageSizes:
+    """Return the config's sizes, or those that a timm model inside knows."""
     sizes = settings.image_sizes()
     for module in model.modules():
         shape = getattr(getattr(module, "patch_embed", None), "img_size", None)
         if isinstance(shape, (tuple, list)):
             sizes = replace(sizes, height=shape[0], width=shape[1])
-    yield sizes
+    return sizes
 
 
 def _one_after_another(first: Iterator[Example], second: Iterator[Example]) -> Iterator[Example]:

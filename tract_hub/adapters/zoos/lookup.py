@@ -24,6 +24,12 @@ def zoo_of(model: nn.Module) -> Any:
     return None
 
 
+def declared_stems(model: nn.Module) -> set[str] | None:
+    """Return the weights that a model's zoo records as its first; None where it keeps no record."""
+    declare = getattr(zoo_of(model), "declared_stems", None)
+    return None if declare is None else declare(model)
+
+
 def examples_for(model: nn.Module) -> Iterator[Example]:
     """Yield example inputs for a model, the likeliest first."""
     zoo = zoo_of(model)

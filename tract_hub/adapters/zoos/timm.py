@@ -49,7 +49,7 @@ def _resamples(embeds: Any) -> bool:
     return bool(embeds.is_linear and embeds.norm_input is None)
 
 
-def declared_stems(model: nn.Module) -> tuple[str, ...]:
+def declared_stems(model: nn.Module) -> set[str]:
     """Return the weights of the first layers that timm declares.
 
     Empty where the model declares none, or one that it does not have: ``features_only``,
@@ -57,9 +57,9 @@ def declared_stems(model: nn.Module) -> tuple[str, ...]:
     """
     declared = _configuration(model).get("first_conv") or ()
     names = (declared,) if isinstance(declared, str) else tuple(declared)
-    weights = tuple(f"{name}.weight" for name in names)
-    present = dict(model.named_parameters(remove_duplicate=False))
-    return weights if all(weight in present for weight in weights) else ()
+    weights = {f"{name}.weight" for name in names}
+    present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return weights if weights <= present else set()
 
 
 def _configuration(model: nn.Module) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         self.lam = lam
         config = TractConfig(scope=scope) if lam is None else TractConfig(lam, scope)
-        self.where = {
+        self.settings = {
             "lam": config.lam,
             "scope": config.scope,
             "stems": stems,
@@ -88,7 +88,7 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         _log_with_callbacks()
         describe_in_cards()
         if self.lam is not None:
-            enable(parts["model"], **self.where)
+            enable(parts["model"], **self.settings)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -119,7 +119,7 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def _enable(self, model: nn.Module) -> None:
         present = status(model)
         if not present:
-            enable(model, **self.where)
+            enable(model, **self.settings)
         elif self.lam is not None and present[0].lam != self.lam:
             raise TractError(
                 f"TractCallback(lam={self.lam:g}), but something else enabled TrAct with "

@@ -68,8 +68,8 @@ def optimizer_factory(
     TractConfig(lam, scope)
     _check_arguments(args)
     _refuse_foreign_optimizer(args)
-    where = {"lam": lam, "stems": stems, "scope": scope, "example_inputs": example_inputs}
-    order = _Order(args, where, StemGroup(stem_lr, stem_weight_decay, stem_optimizer))
+    settings = {"lam": lam, "stems": stems, "scope": scope, "example_inputs": example_inputs}
+    order = _Order(args, settings, StemGroup(stem_lr, stem_weight_decay, stem_optimizer))
     return OptimizerFactory, {"order": order}
 
 
@@ -84,9 +84,9 @@ class OptimizerFactory:
 class _Order:
     """An optimizer that was asked for; says so if it is never fetched."""
 
-    def __init__(self, args: TrainingArguments, where: dict[str, Any], group: StemGroup) -> None:
+    def __init__(self, args: TrainingArguments, settings: dict[str, Any], group: StemGroup) -> None:
         self.args = args
-        self.where = where
+        self.settings = settings
         self.group = group
         self._unused = weakref.finalize(self, _report_unused)
 
@@ -96,7 +96,7 @@ class _Order:
         self._unused.detach()
         describe_in_cards()
         before = status(model)
-        enable(model, **self.where)
+        enable(model, **self.settings)
         stems = chain.from_iterable(stem_parameters(model).values())
         try:
             optimizer = self.group.separate(_default_optimizer(self.args, model), stems)

@@ -114,20 +114,13 @@ LACKING: dict[str, dict[str, Any]] = {
 Builder = Callable[[], nn.Module]
 
 
-def zoo(every_class: bool = False) -> Iterator[tuple[str, Builder]]:
-    """Yield the name of each model type that takes pixels, and what builds it.
-
-    Args:
-        every_class: all classes that Transformers' auto classes know, not one of each type.
-
-    """
+def zoo() -> Iterator[tuple[str, Builder]]:
+    """Yield the name of each model type that takes pixels, and what builds its first such class."""
     for model_type, names in _auto_classes().items():
         for name in names:
             cls = _class_named(name)
-            if cls is None or not takes_pixels(cls):
-                continue
-            yield f"{model_type}/{name}", partial(build, cls)
-            if not every_class:
+            if cls is not None and takes_pixels(cls):
+                yield f"{model_type}/{name}", partial(build, cls)
                 break
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tract_hub.adapters.locator import locate
-from tract_hub.adapters.zoos.lookup import zoo_of
+from tract_hub.adapters.zoos.lookup import declared_stems
 from tract_hub.errors import TractError
 from tract_hub.studies.models.named import build_without_weights
 
@@ -68,10 +68,9 @@ def _audited(builder: Builder) -> Record:
 def _found(model: nn.Module) -> Record:
     stems = [stem.weight_name for stem in locate(model)]
     record: Record = {"result": "exact" if len(stems) == 1 else "multiple", "stems": stems}
-    declare = getattr(zoo_of(model), "declared_stems", None)
-    declared = sorted(declare(model)) if declare else None
-    if declared is not None and declared != stems:
-        record["declared"] = declared
+    declared = declared_stems(model)
+    if declared is not None and sorted(declared) != stems:
+        record["declared"] = sorted(declared)
     return record
 
 

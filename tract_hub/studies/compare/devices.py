@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tract_hub.errors import SettingsError
+from tract_hub.errors import SettingsError, first_line
 from tract_hub.studies.machine import check_there
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -53,7 +53,6 @@ def _accelerator(device: str, precision: str) -> Any:
                 cpu=device == "cpu", mixed_precision=MIXED[precision], dataloader_config=loading
             )
     except (ValueError, ImportError) as error:
-        message = str(error).strip().splitlines()[0]
         raise SettingsError(
-            f"--precision {precision} does not work here, try another: {message}"
+            f"--precision {precision} does not work here, try another: {first_line(error)}"
         ) from error

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from tract_hub.names import shown_name
 from tract_hub.studies.compare.records import FORMAT
 from tract_hub.studies.images.prepared import Prepared
 from tract_hub.studies.machine import device_name, versions
-from tract_hub.studies.names import shown_name
 from tract_hub.studies.settings import CompareSettings
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.errors import SettingsError
+from tract_hub.errors import SettingsError, first_line
 from tract_hub.integrations.trainer.stem_group import StemGroup, StemOptimizer
 from tract_hub.names import did_you_mean
+from tract_hub.stem import Stem
 from tract_hub.studies.settings import CompareSettings
 
 TORCH_OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -26,21 +27,22 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(
-    model: nn.Module, settings: CompareSettings, stems: Sequence[str] = ()
+    model: nn.Module, settings: CompareSettings, stems: Sequence[Stem] = ()
 ) -> torch.optim.Optimizer:
     """Return one optimizer for all parameters, even where the first layers have their own.
 
     Args:
         model: its parameters.
         settings: name, learning rate, momentum and weight decay.
-        stems: names of the first layers' weights in ``model.named_parameters()``.
+        stems: its first layers.
 
     Raises:
         SettingsError: no such optimizer, or it cannot be made.
 
     """
     own = StemGroup(settings.stem_lr, None, _stem_optimizer(settings))
-    return own.separate(_of_all(model, settings), [model.get_parameter(name) for name in stems])
+    weights = [model.get_parameter(stem.weight_name) for stem in stems]
+    return own.separate(_of_all(model, settings), weights)
 
 
 def _stem_optimizer(settings: CompareSettings) -> StemOptimizer | None:
@@ -80,9 +82,9 @@ def _timm_optimizer(model: nn.Module, settings: CompareSettings) -> torch.optim.
             momentum=settings.momentum,
         )
     except Exception as error:  # some of timm's optimizers need packages that may be missing
-        message = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(
-            f"optimizer {settings.optimizer} cannot be made ({message}): pass another --optimizer"
+            f"optimizer {settings.optimizer} cannot be made ({first_line(error)}): "
+            "pass another --optimizer"
         ) from error
     return optimizer
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Protocol
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -12,8 +9,8 @@ from rich.progress import Progress as Bar
 from tract_hub.studies.compare.records import EpochRecord
 
 
-class Progress(Protocol):
-    """Is told what happens, as it happens."""
+class Progress:
+    """Is told what happens, as it happens; shows nothing: for all processes but the first."""
 
     def run_began(self, name: str) -> None:
         """Say that a run begins."""
@@ -24,49 +21,18 @@ class Progress(Protocol):
     def epoch_ended(self, record: EpochRecord) -> None:
         """Say that an epoch is done, and tested."""
 
-    def run_ended(self, steps_left_out: int = 0) -> None:
+    def run_ended(self, steps_left_out: int) -> None:
         """Say that a run is done, so many steps early."""
 
     def __enter__(self) -> Progress:
         """Begin to show."""
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Stop showing."""
 
 
-class Silent:
-    """Shows nothing: for all processes but the first."""
-
-    def run_began(self, name: str) -> None:
-        """Do nothing."""
-
-    def step_ended(self) -> None:
-        """Do nothing."""
-
-    def epoch_ended(self, record: EpochRecord) -> None:
-        """Do nothing."""
-
-    def run_ended(self, steps_left_out: int = 0) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return
-
-
-class Lines(Silent):
+class Lines(Progress):
     """One line for every run that ends: for logs and pipes.
 
     Args:
@@ -90,7 +56,7 @@ class Lines(Silent):
         """Remember the numbers."""
         self.last = record
 
-    def run_ended(self, steps_left_out: int = 0) -> None:
+    def run_ended(self, steps_left_out: int) -> None:
         """Print the run's last numbers."""
         self.done += 1
         self.console.print(
@@ -98,7 +64,7 @@ class Lines(Silent):
         )
 
 
-class Live(Silent):
+class Live(Progress):
     """A bar over all steps of all runs, with the last epoch's numbers.
 
     Args:
@@ -134,7 +100,7 @@ class Live(Silent):
         """Show the numbers after the bar."""
         self.bar.update(self.task, last=_last(record))
 
-    def run_ended(self, steps_left_out: int = 0) -> None:
+    def run_ended(self, steps_left_out: int) -> None:
         """Move the bar past steps that a diverged run did not take."""
         self.bar.advance(self.task, steps_left_out)
 
@@ -142,12 +108,7 @@ class Live(Silent):
         self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
 
@@ -170,5 +131,5 @@ def make_progress(console: Console, runs: int, steps: int, shown: bool) -> Progr
 
     """
     if not shown or not runs:
-        return Silent()
+        return Progress()
     return Live(console, runs, steps) if console.is_terminal else Lines(console, runs)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tract_hub.studies.compare.optim import make_optimizer
 from tract_hub.studies.compare.records import Arm
-from tract_hub.studies.compare.training import Study, fresh_model
+from tract_hub.studies.compare.study import Study
+from tract_hub.studies.compare.training import fresh_model
 from tract_hub.studies.interleaved import Ratio, interleave, ratio
 from tract_hub.studies.models.plan import logits_of
 
@@ -20,7 +21,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 6, 100
 BUDGET_SECONDS = 8.0
 
 
-def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
+def time_steps(study: Study) -> dict[str, Any]:
     """Measure forward, backward and optimizer step on a batch that is already on the device.
 
     The arms take turns step by step, and every second round in the reverse order, so that a
@@ -28,7 +29,6 @@ def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
 
     Args:
         study: what all runs share.
-        arms: the ordinary arm first.
 
     Returns:
         ``arms``; ``seconds``, the median by arm; ``overhead``, by arm the median over rounds of
@@ -36,6 +36,7 @@ def time_steps(study: Study, arms: list[Arm]) -> dict[str, Any]:
         first and third quartile of these; ``rounds``, all times by arm.
 
     """
+    arms = study.arms
     steppers = [_Stepper(study, arm) for arm in arms]
     for _ in range(WARM_UPS):
         slowest = sum(stepper.timed() for stepper in steppers)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,49 +16,12 @@ from tract_hub.studies.compare.optim import make_optimizer, make_schedule
 from tract_hub.studies.compare.progress import Progress
 from tract_hub.studies.compare.records import Arm, EpochRecord, RunRecord
 from tract_hub.studies.compare.snapshots import Snapshots
+from tract_hub.studies.compare.study import Study
 from tract_hub.studies.files import write_atomically
-from tract_hub.studies.images.prepared import Prepared, test_loader, train_loader
-from tract_hub.studies.models.plan import ModelPlan, logits_of
-from tract_hub.studies.settings import CompareSettings
+from tract_hub.studies.images.prepared import test_loader, train_loader
+from tract_hub.studies.models.plan import logits_of
 
 DIGEST_BASE = 1_000_003
-
-
-@dataclass(frozen=True)
-class Study:
-    """What all runs of a comparison share.
-
-    Args:
-        settings: all choices.
-        data: fitted to the model.
-        plan: makes the model.
-        stems: names of the first layers' weights in ``model.named_parameters()``; the filters of
-            the first of them are kept.
-        accelerator: an ``accelerate.Accelerator``.
-
-    """
-
-    settings: CompareSettings
-    data: Prepared
-    plan: ModelPlan
-    stems: tuple[str, ...]
-    accelerator: Any
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
-        return len(self.data.train) // self.settings.batch_size
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Of the model and its images."""
-        last = self.settings.channels_last
-        return torch.channels_last if last else torch.contiguous_format
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Return a uint8 batch as what the model is called with, on the same device."""
-        values: Tensor = self.data.normaliser(self.settings.normalise)(images)
-        return values.contiguous(memory_format=self.memory_format)
 
 
 def fresh_model(study: Study, arm: Arm, seed: int) -> nn.Module:
@@ -97,7 +58,7 @@ def train_run(
 
     """
     run = _Run(study, arm, seed)
-    snapshots = Snapshots(study.stems[0], run.stem_weight, study.settings.epochs)
+    snapshots = Snapshots(study.stems[0].weight_name, run.stem_weight, study.settings.epochs)
     epochs: list[EpochRecord] = []
     for epoch in range(1, study.settings.epochs + 1):
         record = run.epoch(epoch, progress)
@@ -196,7 +157,7 @@ class _Run:
 
     def stem_weight(self) -> Tensor:
         model = self.study.accelerator.unwrap_model(self.model)
-        weight: Tensor = model.get_parameter(self.study.stems[0])
+        weight: Tensor = model.get_parameter(self.study.stems[0].weight_name)
         return weight
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tract_hub.errors import DataError
-from tract_hub.names import did_you_mean
+from tract_hub.errors import DataError, first_line
+from tract_hub.names import did_you_mean, shown_name
 from tract_hub.studies.images.pixels import Kind, open_image, pixels
 from tract_hub.studies.images.splits import Source, Split, stratified
-from tract_hub.studies.names import shown_name
 
 TEST_SHARE = 0.2
 TEST_NAMES = ("test", "validation", "valid", "val", "eval")
@@ -69,7 +68,7 @@ def _opened(name: str) -> dict[str, Any]:
         raise
     except Exception as error:  # datasets passes on whatever the format's own reader raised
         raise DataError(
-            f"{name} cannot be read as labelled images ({_line(error)}): pass folders "
+            f"{name} cannot be read as labelled images ({first_line(error)}): pass folders "
             "train/CLASS/image.png, or parquet files with a column image and a column label"
         ) from error
 
@@ -211,7 +210,3 @@ def _channels_of(rows: Any, column: str) -> int:
     few = range(min(64, len(rows)))
     modes = {open_image(encoded[i][column], f"image {i} of the train split").mode for i in few}
     return 1 if modes <= {"1", "L"} else 3
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

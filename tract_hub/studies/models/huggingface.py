@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tract_hub.errors import ModelError
+from tract_hub.errors import ModelError, first_line
 
 
 def huggingface_builder(
@@ -78,10 +78,9 @@ def _config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # JSON, validation and registry errors alike
         refuse_foreign_code(folder, error)
-        message = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{folder.name}/config.json is not understood ({message}): save the model again with "
-            "this version of Transformers, or update it"
+            f"{folder.name}/config.json is not understood ({first_line(error)}): save the model "
+            "again with this version of Transformers, or update it"
         ) from error
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from tract_hub.errors import TractError
 from tract_hub.names import did_you_mean
 from tract_hub.studies.models.huggingface import refuse_foreign_code
+from tract_hub.studies.models.torchvision import torchvision_builders
 
 
 def build_without_weights(builder: Callable[[], nn.Module]) -> nn.Module:
@@ -37,13 +38,16 @@ def model_named(name: str) -> nn.Module:
         return build_without_weights(_torchvision(name.removeprefix("torchvision:")))
     if Path(name).exists():
         return build_without_weights(_from_config_file(Path(name)))
+    if "/" in name:
+        raise TractError(
+            f"there is no model {name!r}, for no such folder or file is here, and nothing is "
+            "downloaded: pass the folder of a model that was, or a name of timm or Transformers"
+        )
     return build_without_weights(_of_timm_or_transformers(name))
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
-    from tract_hub.studies.audit.torchvision_zoo import zoo
-
-    builders = dict(zoo())
+    builders = torchvision_builders()
     if name not in builders:
         raise _unknown(f"torchvision:{name}", (f"torchvision:{known}" for known in builders))
     return builders[name]

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tract_hub.errors import ModelError
-from tract_hub.names import did_you_mean
+from tract_hub.errors import ModelError, first_line
+from tract_hub.names import did_you_mean, shown_name
 from tract_hub.studies.images.splits import Source
 from tract_hub.studies.models.huggingface import huggingface_builder
 from tract_hub.studies.models.patch_norm import add_patch_norm
 from tract_hub.studies.models.stems import adapt_stem
 from tract_hub.studies.models.weights import load_weights
-from tract_hub.studies.names import shown_name
 from tract_hub.studies.settings import CompareSettings
 
 # Gives a fresh model for images of so many pixels a side; None: the model's own size.
@@ -124,11 +123,7 @@ def _attempt(action: Callable[[], Any], failed: str) -> Any:
     except ModelError:
         raise
     except Exception as error:  # model code of two zoos: it may raise anything
-        raise ModelError(f"{failed}: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{failed}: {first_line(error)}") from error
 
 
 def _probe(model: nn.Module, size: int, name: str, source: Source) -> None:

@@ -1,4 +1,4 @@
-"""The stem of a model: adapted to small images, and its filters as pictures."""
+"""The stem of a model, adapted to small images."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from tract_hub.errors import ModelError
 from tract_hub.stem import Stem
 from tract_hub.studies.compare.records import Arm
-from tract_hub.studies.compare.training import Study, fresh_model
+from tract_hub.studies.compare.study import Study
+from tract_hub.studies.compare.training import fresh_model
 from tract_hub.studies.images.prepared import train_loader
 from tract_hub.studies.models.plan import logits_of
 
@@ -30,7 +31,7 @@ MOST_IMAGES = 256
 MOST_IN_BATCH = 128
 
 
-def measure_contributions(study: Study, stem: Stem, arms: Sequence[Arm]) -> dict[str, Any]:
+def measure_contributions(study: Study) -> dict[str, Any]:
     """Measure in every arm, at the start weights of the first seed, in float32.
 
     The images are those of the first seed's first batches, without augmentation; a batch is as
@@ -38,8 +39,6 @@ def measure_contributions(study: Study, stem: Stem, arms: Sequence[Arm]) -> dict
 
     Args:
         study: what all runs share.
-        stem: the first layer.
-        arms: the ordinary one first.
 
     Returns:
         ``arms``, ``seed``, ``stem``, ``batch`` (images in one); by image ``brightness`` (mean of
@@ -51,9 +50,9 @@ def measure_contributions(study: Study, stem: Stem, arms: Sequence[Arm]) -> dict
         ModelError: the layer's outputs cannot be told apart by images.
 
     """
-    batches = _batches(study)
+    batches, stem, arms = _batches(study), study.stems[0], study.arms
     pixels = torch.cat([images for images, _ in batches]).flatten(1).double() / 255
-    measured = {str(arm): _measured(study, stem, arm, batches) for arm in arms}
+    measured = {str(arm): _measured(study, arm, batches) for arm in arms}
     return {
         "arms": [str(arm) for arm in arms],
         "seed": study.settings.seeds[0],
@@ -75,7 +74,7 @@ def _batches(study: Study) -> list[tuple[Tensor, Tensor]]:
 
 
 def _measured(
-    study: Study, stem: Stem, arm: Arm, batches: Sequence[tuple[Tensor, Tensor]]
+    study: Study, arm: Arm, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, float]:
     """Return the norm of each image's term, and the largest relative error of their sum."""
     device = study.accelerator.device
@@ -84,7 +83,7 @@ def _measured(
     for images, labels in batches:
         inputs, targets = study.normalised(images.to(device)), labels.to(device)
         smoothing = study.settings.label_smoothing
-        whole, terms = image_terms(model, stem, inputs, targets, smoothing)
+        whole, terms = image_terms(model, study.stems[0], inputs, targets, smoothing)
         left = whole.clone()
         for term in terms:
             norms.append(term.norm().cpu())

@@ -15,9 +15,25 @@ def run(*arguments):
     return exited.value.code
 
 
-def test_inspect_prints_a_table(capsys) -> None:
+def test_inspect_says_in_words_what_it_found(capsys) -> None:
     assert run("inspect", "resnet10t") == 0
-    assert "conv1.0.weight" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "conv1.0.weight" in lines
+    assert "  layer   Conv2d 3×3, stride 2, padding 1; 27 input features" in lines
+    assert "  pixels  reach it directly" in lines
+
+
+@pytest.mark.parametrize("name", ["microsoft/resnet-50", "./nowhere"])
+def test_inspect_takes_no_name_with_a_slash_for_one_mistyped(name, capsys) -> None:
+    assert run("inspect", name) == 2
+    assert "nothing is downloaded" in capsys.readouterr().err
+
+
+def test_without_a_command_the_help_is_all_that_is_printed(capsys) -> None:
+    assert run() == 2
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out + printed.err
+    assert "tract-hub: " not in printed.err
 
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "torchvision:raft_small", "vit"])

@@ -30,8 +30,8 @@ from tract_hub.adapters.locator import locate
 from tract_hub.adapters.wrappers import unwrap
 from tract_hub.config import TractConfig
 from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
-from tract_hub.integrations.calls import fresh_inputs, named_inputs, names_in_callers
-from tract_hub.integrations.optimizers import Optimizers, has_gradients
+from tract_hub.integrations.scripts.calls import fresh_inputs, named_inputs, names_in_callers
+from tract_hub.integrations.scripts.optimizers import Optimizers, has_gradients
 from tract_hub.method.forwards import ForwardUses
 from tract_hub.names import did_you_mean
 from tract_hub.stem import Stem

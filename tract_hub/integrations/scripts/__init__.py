@@ -1,0 +1,1 @@
+"""Training scripts, run as they are: what ``tract_hub.launch`` is made of."""
