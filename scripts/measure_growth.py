@@ -23,12 +23,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from tract_hub.method.gram import gram_of
+from tract_hub.method.gram.matrix import gram_of
+from tract_hub.method.gram.panels import LARGE, PANEL
+from tract_hub.method.gram.patches import count_rows, output_size
+from tract_hub.method.gram.sliding import slides
 from tract_hub.method.operations import LinearCall, read_call
-from tract_hub.method.panels import LARGE, PANEL
-from tract_hub.method.patches import count_rows, output_size
-from tract_hub.method.sliding import slides
-from tract_hub.method.solve import divide_by_gram
+from tract_hub.method.solve.divide import divide_by_gram
 from tract_hub.studies.bench.cases import photographs
 from tract_hub.studies.compare.plots import COLOURS
 from tract_hub.studies.files import write_atomically

@@ -15,9 +15,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from tract_hub.method.gram import gram_of
+from tract_hub.method.gram.matrix import gram_of
 from tract_hub.method.operations import LinearCall, read_call, thinned
-from tract_hub.method.solve import divide_by_gram
+from tract_hub.method.solve.divide import divide_by_gram
 from tract_hub.studies.bench.cases import photographs
 from tract_hub.studies.files import write_atomically
 from tract_hub.studies.interleaved import interleave, ratio, thread_seconds

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
-from tract_hub.method import gram
-from tract_hub.method.gram import Gram
-from tract_hub.method.precision import Precision
-from tract_hub.method.sight import FIRST
+from tract_hub.method.gram import matrix
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.gram.precision import Precision
+from tract_hub.method.gram.sight import FIRST
 from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import photographs
 from tract_hub.studies.bench.memory import peak_memory_of_gpu
@@ -142,13 +142,13 @@ def test_photographs_are_exact_in_half_precision(name: str, lam: float, toleranc
 
 def test_pixels_of_bytes_are_looked_at_and_taken_in_float64(monkeypatch) -> None:
     dtypes: list[torch.dtype] = []
-    summed_in = gram._summed_in
+    summed_in = matrix._summed_in
 
     def noted(precision: Precision, *given) -> Gram:
         dtypes.append(precision.products)
         return summed_in(precision, *given)
 
-    monkeypatch.setattr(gram, "_summed_in", noted)
+    monkeypatch.setattr(matrix, "_summed_in", noted)
     layer = tract_hub.enable(nn.Conv2d(3, 8, 16, 16).cuda(), stems=[""])
     for _ in range(3):
         weight_gradient(layer, photographs(224, 32).cuda() * 64 + 128, torch.bfloat16)

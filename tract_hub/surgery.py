@@ -18,8 +18,8 @@ from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.forwards import ForwardScope, ForwardUses
 from tract_hub.method.hooks import let_the_compiler_see_hooks
 from tract_hub.method.interception import WeightGate
-from tract_hub.method.ledger import Ledger
-from tract_hub.method.step import Step
+from tract_hub.method.step.ledger import Ledger
+from tract_hub.method.step.step import Step
 from tract_hub.stem import Stem
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
-from tract_hub.method import compiled, gate, gram, sight
+from tract_hub.method import compiled, gate
+from tract_hub.method.gram import matrix, sight
+from tract_hub.method.gram.precision import Precision
 from tract_hub.method.operations import LinearCall, read_call
-from tract_hub.method.precision import Precision
 
 
 @pytest.fixture
@@ -108,15 +109,15 @@ def test_uses_of_one_weight_share_a_matrix(ahead: list[Tensor]) -> None:
 def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Sum as a GPU does under autocast; returns in what, for each Gram matrix."""
     found: list[torch.dtype] = []
-    summed_in = gram._summed_in
+    summed_in = matrix._summed_in
 
-    def noted(precision: Precision, *given) -> gram.Gram:
+    def noted(precision: Precision, *given) -> matrix.Gram:
         found.append(precision.products)
         return summed_in(precision, *given)
 
     half = Precision(torch.bfloat16, torch.float64, 4096, "sometimes", 16)
-    monkeypatch.setattr(gram, "precision_for", lambda call, rows: half)
-    monkeypatch.setattr(gram, "_summed_in", noted)
+    monkeypatch.setattr(matrix, "precision_for", lambda call, rows: half)
+    monkeypatch.setattr(matrix, "_summed_in", noted)
     monkeypatch.setattr(sight, "EVERY", 10)
     return found
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.oracle import relative_error
-from tract_hub.method import solve
-from tract_hub.method.blocks import BLOCK, divide_by_blocks
-from tract_hub.method.gram import Gram
-from tract_hub.method.solve import divide_by_gram
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.solve import divide
+from tract_hub.method.solve.blocks import BLOCK, divide_by_blocks
+from tract_hub.method.solve.divide import divide_by_gram
 
 
 def positive_definite(groups: int, features: int) -> Tensor:
@@ -46,7 +46,7 @@ def test_a_matrix_that_is_not_positive_definite_is_told_from_the_others(
 
 
 def test_a_gradient_of_the_gradient_is_the_same_with_and_without_blocks() -> None:
-    total, rows = positive_definite(1, solve.LARGE), torch.randn(4, solve.LARGE)
+    total, rows = positive_definite(1, divide.LARGE), torch.randn(4, divide.LARGE)
     with torch.no_grad():
         in_blocks = divide_by_gram(rows, Gram(total, 1, 1e-7), 0.1)
     rows.requires_grad_()
@@ -54,13 +54,13 @@ def test_a_gradient_of_the_gradient_is_the_same_with_and_without_blocks() -> Non
     assert relative_error(divided.detach(), in_blocks.double()) < 1e-6
     (second,) = torch.autograd.grad(divided.sum(), rows)
     expected = torch.linalg.solve(
-        total[0] + 0.1 * torch.eye(solve.LARGE), torch.ones(solve.LARGE).double()
+        total[0] + 0.1 * torch.eye(divide.LARGE), torch.ones(divide.LARGE).double()
     )
     assert relative_error(second, expected.expand(4, -1)) < 1e-6
 
 
 def test_many_gradients_at_once_are_divided_one_by_one() -> None:
-    total, rows = positive_definite(1, solve.LARGE), torch.randn(3, 4, solve.LARGE)
+    total, rows = positive_definite(1, divide.LARGE), torch.randn(3, 4, divide.LARGE)
     gram = Gram(total, 1, 1e-7)
     with torch.no_grad():
         together = torch.func.vmap(lambda each: divide_by_gram(each, gram, 0.1))(rows)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.oracle import conv_rows, relative_error
-from tract_hub.method import half, strips
-from tract_hub.method.half import half_gram
+from tract_hub.method.gram import half, strips
+from tract_hub.method.gram.half import half_gram
+from tract_hub.method.gram.precision import Precision
 from tract_hub.method.operations import LinearCall, read_call
-from tract_hub.method.precision import Precision
 
 
 def precision(dtype: torch.dtype, block_rows: int = 4096) -> Precision:

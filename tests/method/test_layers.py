@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
-from tract_hub.method import sliding
+from tract_hub.method.gram import sliding
+from tract_hub.method.gram.patches import row_chunks
 from tract_hub.method.operations import read_call
-from tract_hub.method.patches import row_chunks
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 

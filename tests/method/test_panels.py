@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tract_hub.method import onednn
-from tract_hub.method.panels import gram_panels, mirrored
-from tract_hub.method.precision import BLOCK_ROWS, Precision
+from tract_hub.method.gram import onednn
+from tract_hub.method.gram.panels import gram_panels, mirrored
+from tract_hub.method.gram.precision import BLOCK_ROWS, Precision
 
 FLOAT32 = Precision(torch.float32, torch.float64, BLOCK_ROWS)
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")

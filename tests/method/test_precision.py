@@ -9,8 +9,8 @@ import torch
 
 import tract_hub
 from tests.oracle import relative_error
+from tract_hub.method.gram.precision import precision_for
 from tract_hub.method.operations import read_call
-from tract_hub.method.precision import precision_for
 
 
 @pytest.fixture(params=["high", "medium", "mkldnn", "all"])

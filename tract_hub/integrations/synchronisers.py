@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from tract_hub.errors import TractError
-from tract_hub.method.ledger import Ledger
-from tract_hub.method.synchroniser import Synchroniser
+from tract_hub.method.step.ledger import Ledger
+from tract_hub.method.step.synchroniser import Synchroniser
 
 
 def find_synchroniser() -> Synchroniser | None:

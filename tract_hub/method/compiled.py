@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.library import custom_op
 
 from tract_hub.errors import TractError
-from tract_hub.method.ahead import invert_ahead
-from tract_hub.method.gram import gram_of
+from tract_hub.method.gram.matrix import gram_of
+from tract_hub.method.gram.precision import widest_dtype
 from tract_hub.method.operations import Convolution, LinearCall
-from tract_hub.method.precision import widest_dtype
-from tract_hub.method.solve import multiply
+from tract_hub.method.solve.ahead import invert_ahead
+from tract_hub.method.solve.divide import multiply
 from tract_hub.method.streams import side_stream, streams_beside
 
 DEVICES = ("cuda",)

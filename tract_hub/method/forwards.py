@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.gate import warn_of_eval
-from tract_hub.method.gram import Gram
+from tract_hub.method.gram.matrix import Gram
 from tract_hub.method.hooks import (
     is_tracing,
     leave_graph,
@@ -22,7 +22,7 @@ from tract_hub.method.hooks import (
     prepend_pre_hook,
     remove_hook,
 )
-from tract_hub.method.step import Step
+from tract_hub.method.step.step import Step
 
 _sites = itertools.count()
 """Numbers, not random names: a compiler that keeps graphs on disk knows them by what is in them."""

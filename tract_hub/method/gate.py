@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tract_hub.errors import TractWarning
 from tract_hub.method import engine
-from tract_hub.method.ahead import Ahead, invert_ahead
-from tract_hub.method.gram import Gram
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.gram.precision import is_transformed
 from tract_hub.method.measure import measure
 from tract_hub.method.operations import LinearCall
-from tract_hub.method.precision import is_transformed
-from tract_hub.method.solve import divide_by_gram
+from tract_hub.method.solve.ahead import Ahead, invert_ahead
+from tract_hub.method.solve.divide import divide_by_gram
 
 Correction = Callable[[Tensor], Tensor]
 """Puts an identity on a weight (out, ...) whose backward corrects the gradient."""

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
 from tract_hub.method.forwards import ForwardUses, PerThread
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice
-from tract_hub.method.gram import gram_of
+from tract_hub.method.gram.matrix import gram_of
+from tract_hub.method.gram.precision import is_transformed
 from tract_hub.method.hooks import is_tracing, leave_graph, prepend_pre_hook, remove_hook
 from tract_hub.method.operations import (
     LinearCall,
@@ -27,8 +28,7 @@ from tract_hub.method.operations import (
     thinned,
     with_weight,
 )
-from tract_hub.method.precision import is_transformed
-from tract_hub.method.step import Step
+from tract_hub.method.step.step import Step
 
 
 class WeightGate:

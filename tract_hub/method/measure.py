@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tract_hub.method.gram import Gram
-from tract_hub.method.solve import damp
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.solve.divide import damp
 
 QUANTITIES = ("grad_norm_before", "grad_norm_after", "gram_condition", "damping")
 """Norm of the ordinary gradient and of TrAct's; condition number (spectral) of the damped Gram

@@ -15,7 +15,7 @@ from tract_hub.adapters.attempts import follow
 from tract_hub.adapters.locator import locate, stems_of
 from tract_hub.adapters.tracing.dataflow import Trace
 from tract_hub.adapters.tracing.skeleton import meta_skeleton
-from tract_hub.method.patches import count_rows
+from tract_hub.method.gram.patches import count_rows
 from tract_hub.stem import Stem
 from tract_hub.studies.models.named import model_named
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tract_hub.method.precision import Precision, plain_on_cpu
+from tract_hub.method.gram.precision import Precision, plain_on_cpu
 
 PANEL = 256
 """Lines of a Gram matrix that are computed together: fewer are slower, and so are all."""

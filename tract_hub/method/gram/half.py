@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tract_hub.method.gram.patches import row_chunks
+from tract_hub.method.gram.precision import Precision
+from tract_hub.method.gram.strips import product, strip_gram, suits_strips
 from tract_hub.method.operations import LinearCall
-from tract_hub.method.patches import row_chunks
-from tract_hub.method.precision import Precision
 from tract_hub.method.streams import Relay
-from tract_hub.method.strips import product, strip_gram, suits_strips
 
 CHUNK_ELEMENTS = 24 * 2**20
 """Unfolded elements in a buffer: 48 MiB, so that few launches multiply a large batch."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tract_hub.method.gram import Gram
-from tract_hub.method.solve import invert, multiply
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.solve.divide import invert, multiply
 from tract_hub.method.streams import side_stream, streams_beside
 
 

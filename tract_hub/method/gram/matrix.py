@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tract_hub.method.half import half_gram
+from tract_hub.method.gram.half import half_gram
+from tract_hub.method.gram.panels import LARGE, gram_panels, mirrored
+from tract_hub.method.gram.patches import count_rows, row_chunks
+from tract_hub.method.gram.precision import Precision, precision_for, widest
+from tract_hub.method.gram.sight import Sight, sight_of
+from tract_hub.method.gram.sliding import slides, sliding_gram
 from tract_hub.method.operations import LinearCall
-from tract_hub.method.panels import LARGE, gram_panels, mirrored
-from tract_hub.method.patches import count_rows, row_chunks
-from tract_hub.method.precision import Precision, precision_for, widest
-from tract_hub.method.sight import Sight, sight_of
-from tract_hub.method.sliding import slides, sliding_gram
 from tract_hub.method.streams import is_recording
 
 ROUNDING = 8

@@ -17,12 +17,12 @@ from torch._compile import _disable_dynamo
 
 from tract_hub.errors import TractError
 from tract_hub.method import engine
-from tract_hub.method.gram import Gram
-from tract_hub.method.ledger import Ledger
+from tract_hub.method.gram.matrix import Gram
 from tract_hub.method.measure import measure
-from tract_hub.method.optimizers import end_with_optimizer
-from tract_hub.method.solve import divide_by_gram
-from tract_hub.method.synchroniser import GroupSum, Synchroniser
+from tract_hub.method.solve.divide import divide_by_gram
+from tract_hub.method.step.ledger import Ledger
+from tract_hub.method.step.optimizers import end_with_optimizer
+from tract_hub.method.step.synchroniser import GroupSum, Synchroniser
 
 Finder = Callable[[], Synchroniser | None]
 """Finds what synchronises the forward that runs now; None: nothing, in one of several processes."""

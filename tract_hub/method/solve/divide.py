@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tract_hub.method.blocks import divide_by_blocks
-from tract_hub.method.gram import Gram
-from tract_hub.method.precision import plain_on_cpu, widest_dtype
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.gram.precision import plain_on_cpu, widest_dtype
+from tract_hub.method.solve.blocks import divide_by_blocks
 
 LARGE = 256
 """Features from which on blocks are faster than LAPACK."""

@@ -11,8 +11,8 @@ import functools
 import torch
 from torch import Tensor
 
-from tract_hub.method import onednn
-from tract_hub.method.precision import Precision
+from tract_hub.method.gram import onednn
+from tract_hub.method.gram.precision import Precision
 
 LARGE = 256
 """Features from which on the symmetry of the Gram matrix saves more than smaller products cost."""

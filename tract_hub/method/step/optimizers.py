@@ -14,7 +14,7 @@ from torch.optim.optimizer import (
 )
 
 from tract_hub.errors import TractError
-from tract_hub.method.ledger import Ledger
+from tract_hub.method.step.ledger import Ledger
 
 _open: weakref.WeakSet[Ledger] = weakref.WeakSet()
 _hooks: list[Any] = []

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tract_hub.method.gram.panels import mirrored
+from tract_hub.method.gram.patches import output_size
+from tract_hub.method.gram.precision import Precision
+from tract_hub.method.gram.sliding import kernel_panels, slides, taps
 from tract_hub.method.operations import Convolution, LinearCall
-from tract_hub.method.panels import mirrored
-from tract_hub.method.patches import output_size
-from tract_hub.method.precision import Precision
-from tract_hub.method.sliding import kernel_panels, slides, taps
 from tract_hub.method.streams import Relay
 
 RUN = 8

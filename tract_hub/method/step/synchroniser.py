@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tract_hub.method.ledger import Ledger
+from tract_hub.method.step.ledger import Ledger
 
 
 class Synchroniser:

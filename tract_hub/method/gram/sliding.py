@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tract_hub.method.gram.panels import mirrored
+from tract_hub.method.gram.patches import CHUNK_ELEMENTS, output_size
+from tract_hub.method.gram.precision import Precision, eager_on_cpu
 from tract_hub.method.operations import Convolution, LinearCall
-from tract_hub.method.panels import mirrored
-from tract_hub.method.patches import CHUNK_ELEMENTS, output_size
-from tract_hub.method.precision import Precision, eager_on_cpu
 
 WIDTH = 16
 """Features of a window that a CPU multiplies at a time: part of them takes as long, or longer."""

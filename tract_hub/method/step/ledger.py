@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tract_hub.method.gram import Gram
-from tract_hub.method.precision import widest_dtype
-from tract_hub.method.solve import divide_by_gram
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.gram.precision import widest_dtype
+from tract_hub.method.solve.divide import divide_by_gram
 
 Settled = tuple[Tensor, Tensor, Gram]
 """A step's ordinary gradient and TrAct's, in this process, and the Gram matrix of all."""

@@ -1,0 +1,1 @@
+"""The Gram matrix of a layer's input, in pieces, and in what precision."""

@@ -1,0 +1,1 @@
+"""Division of a gradient by the damped Gram matrix."""
