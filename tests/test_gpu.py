@@ -242,6 +242,23 @@ def test_two_forwards_before_a_backward_keep_a_matrix_each(dtype) -> None:
     assert relative_error(layer.weight.grad, apart) <= 1e-5
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_func_gives_the_same_gradient(dtype) -> None:
+    layer, x = tract_hub.enable(nn.Conv2d(3, 8, 7, 2, 3).cuda(), stems=[""]), images()
+    expected_gradient = weight_gradient(layer, x, dtype)
+    weights = {name: weight.detach() for name, weight in layer.named_parameters()}
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cuda", dtype) if dtype else nullcontext():
+            output = torch.func.functional_call(layer, weights, (x,))
+        return (
+            output * torch.linspace(-1, 1, output.numel(), device="cuda").view(output.shape)
+        ).sum()
+
+    got = torch.func.grad(loss)(weights)["weight"]
+    assert relative_error(got, expected_gradient) <= (1e-4 if dtype else 1e-5)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
