@@ -324,3 +324,16 @@ def test_several_first_layers_are_all_treated() -> None:
     tract_hub.enable(model)(x).square().sum().backward()
     for stem in stems:
         assert not torch.allclose(stem.module.weight.grad, ordinary[stem.weight_name])
+
+
+def test_hooks_stand_in_their_table_in_the_order_in_which_they_run() -> None:
+    """The compiler of torch 2.11 looks them up by where they were put in."""
+    layer, order = nn.Conv2d(3, 4, 3), []
+    layer.register_forward_pre_hook(lambda module, inputs: order.append("the user's"))
+    tract_hub.enable(layer, stems=[""])
+    table = layer._forward_pre_hooks
+    assert list(dict.keys(table)) == list(table)
+    assert len(table) == 3
+    assert [hasattr(hook, "__self__") for hook in table.values()] == [True, True, False]
+    layer(torch.randn(1, 3, 8, 8))
+    assert order == ["the user's"]
