@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from tract_hub.errors import TractError
+from tract_hub.method.engine import in_transform
 from tract_hub.method.gram.matrix import gram_of
 from tract_hub.method.gram.precision import widest_dtype
 from tract_hub.method.operations import Convolution, LinearCall
@@ -40,17 +41,11 @@ def check_compiler() -> None:
             does in its backward.
 
     """
-    if torch.compiler.is_compiling() and _transforms():
+    if torch.compiler.is_compiling() and in_transform():
         raise TractError(
             "torch compiles torch.func transforms without TrAct's gradient: leave the transform "
             "out of torch.compile, or compile without fullgraph, which does so by itself"
         )
-
-
-def _transforms() -> bool:
-    # Not `is not None`: the compiler knows what it sees here by its class alone.
-    functorch = torch._C._functorch
-    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
 
 
 def correct_compiled(weight: Tensor, call: LinearCall, lam: float, site: str) -> Tensor:

@@ -14,6 +14,13 @@ def running_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch.func runs; it wraps what comes of plain tensors, too."""
+    # Not `is not None`: in a graph that is compiled, the class alone is known of what this returns.
+    functorch = torch._C._functorch
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
+
+
 def keeps_graph() -> bool:
     """Whether the backward that runs in this thread may run through its graph again."""
     kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tract_hub.method.engine import in_transform
 from tract_hub.method.operations import LinearCall
 
 BLOCK_ROWS = 256
@@ -75,7 +76,7 @@ def precision_for(call: LinearCall, rows: int) -> Precision:
     few = rows < call.in_features
     if call.input.dtype == torch.float64 or few or torch.compiler.is_compiling():
         return widest(rows)
-    if device.type == "cuda" and not _in_transform() and _multiplies_halves(call):
+    if device.type == "cuda" and not in_transform() and _multiplies_halves(call):
         operands = call.operands or call.input.dtype
         return Precision(operands, torch.float64, HALF_BLOCK_ROWS, "sometimes", HALF_ROUGH)
     if (device.type == "cuda" and _is_fast(device)) or _shortens_float32(device):
@@ -111,11 +112,6 @@ def widest(rows: int) -> Precision:
 def widest_dtype(device: torch.device) -> torch.dtype:
     """Return the widest floating dtype that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _in_transform() -> bool:
-    """Whether a transform of torch.func runs, which wraps what plain tensors become too."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _shortens_float32(device: torch.device) -> bool:

@@ -91,7 +91,7 @@ class Step:
             probe: a leaf whose gradient becomes what ``measure`` says about the whole step's.
 
         """
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if engine.in_transform():
             raise TractError("scope='global' knows no torch.func transforms: pass scope='rank'")
         _require_process_group()
         ledger = self.ledgers[name]
