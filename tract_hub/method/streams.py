@@ -35,6 +35,15 @@ _making = threading.Lock()
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
+def arrived(tensor: Tensor, ready: torch.cuda.Event | None) -> Tensor:
+    """Return a tensor that was made beside, as soon as the current stream may read it."""
+    if ready is not None:
+        current = torch.cuda.current_stream(tensor.device)
+        current.wait_event(ready)
+        tensor.record_stream(current)
+    return tensor
+
+
 class Relay:
     """Hands copies of a layer's input, piece by piece, to the stream beside.
 

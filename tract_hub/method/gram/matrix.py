@@ -14,7 +14,7 @@ from tract_hub.method.gram.precision import Precision, precision_for, widest
 from tract_hub.method.gram.sight import Sight, sight_of
 from tract_hub.method.gram.sliding import slides, sliding_gram
 from tract_hub.method.operations import LinearCall
-from tract_hub.method.streams import is_recording
+from tract_hub.method.streams import arrived, is_recording
 
 ROUNDING = 8
 """Rounding errors of a Gram matrix, in units of eps × trace."""
@@ -40,11 +40,7 @@ class Gram:
     @property
     def total(self) -> Tensor:
         """The sums, as soon as they may be read on the current stream."""
-        if self.ready is not None:
-            current = torch.cuda.current_stream(self.sums.device)
-            current.wait_event(self.ready)
-            self.sums.record_stream(current)
-        return self.sums
+        return arrived(self.sums, self.ready)
 
     def rounding(self) -> Tensor:
         """Bound the rounding errors of each group's XᵀX / rows, as an eigenvalue: (groups, 1, 1).

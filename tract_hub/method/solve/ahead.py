@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tract_hub.method.gram.matrix import Gram
 from tract_hub.method.solve.divide import invert, multiply
-from tract_hub.method.streams import side_stream, streams_beside
+from tract_hub.method.streams import arrived, side_stream, streams_beside
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ class Ahead:
 
     def times(self, gradient: Tensor) -> Tensor:
         """Return ∇W · (XᵀX / rows + λI)⁻¹, of the gradient's shape and dtype."""
-        if self.ready is not None:
-            current = torch.cuda.current_stream(self.inverse.device)
-            current.wait_event(self.ready)
-            self.inverse.record_stream(current)
-        return multiply(gradient, self.inverse)
+        return multiply(gradient, arrived(self.inverse, self.ready))
 
 
 def invert_ahead(gram: Gram, lam: float) -> Ahead:
