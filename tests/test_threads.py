@@ -242,14 +242,20 @@ class Features(Dataset):
         return x, gradients, len(tract_hub.status(self.model))
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_loader_workers_that_hold_an_enabled_model(start: str) -> None:
+def _with_workers(rank: int, start: str) -> None:
     model = tract_hub.enable(build(), LAM)
     loader = DataLoader(Features(model), None, num_workers=1, multiprocessing_context=start)
     for x, gradients, stems in loader:
         assert stems == 1
         assert same(gradients, expected(x)[1])
         assert same(gradient(model, x), gradients)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_workers_that_hold_an_enabled_model(start: str) -> None:
+    # In a process of its own: torch refuses to differentiate in a fork of a process that has once
+    # differentiated in a thread of the engine's, which other tests of this process may have done.
+    torch.multiprocessing.spawn(_with_workers, (start,), nprocs=1)
 
 
 def _child(rank: int, model: nn.Module, x: Tensor, out: Tensor) -> None:

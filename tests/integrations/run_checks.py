@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,7 @@ def run(rank: int, world: int, folder: str, names: list[str]) -> None:
         print(rank, name, results[name], file=sys.stderr, flush=True)
     dist.barrier()
     dist.destroy_process_group()
+    time.sleep(0.5)  # for Gloo's threads, see scripts/torchvision_loop.py
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,9 @@ def main():
         torch.save({"before": before, "after": after, "images": images}, args.out)
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A thread of Gloo's frees the tensors of full_tensor() when it gets to it, and aborts the
+        # process if Python has ended by then; nothing in torch waits for it.
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
