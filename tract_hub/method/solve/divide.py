@@ -36,10 +36,7 @@ def divide_by_gram(gradient: Tensor, gram: Gram, lam: float) -> Tensor:
         damped, damping = damp(gram, lam)
         rows = gradient.reshape(groups, -1, features).to(damped.dtype)
         solved, definite = _divide(rows, damped)
-        # A factorisation that met a NaN or an overflow leaves finite numbers behind: say NaN. The
-        # trace of a Gram matrix, and with it the damping, is not finite where an entry is not.
-        sound = definite & damping.isfinite()[:, 0, 0]
-        solved = torch.where(sound[:, None, None], solved, torch.nan)
+        solved = solved + _poison(damping, definite)
     return solved.reshape(gradient.shape).to(gradient.dtype)
 
 
@@ -53,6 +50,16 @@ def _divide(rows: Tensor, damped: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cholesky_solve(rows.mT, factor).mT, info == 0
 
 
+def _poison(damping: Tensor, definite: Tensor) -> Tensor:
+    """Return what to add to a result, (groups, 1, 1): 0, or NaN where it is none.
+
+    A factorisation that met a NaN or an overflow leaves finite numbers behind. The trace of a Gram
+    matrix, and with it the damping, is not finite where an entry is not: ∞ − ∞, and 0 / 0 where
+    the matrix was not positive definite, are NaN.
+    """
+    return (damping - damping) / definite[:, None, None]
+
+
 def invert(gram: Gram, lam: float | Tensor) -> Tensor:
     """Return (XᵀX / rows + λI)⁻¹, (groups, n, n), in the widest dtype that the device has.
 
@@ -63,9 +70,7 @@ def invert(gram: Gram, lam: float | Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(damped)
     identity = torch.eye(damped.shape[-1], dtype=damped.dtype, device=damped.device)
     halved = torch.linalg.solve_triangular(factor, identity.expand_as(damped), upper=False)
-    # 0 where the factor is sound; NaN where it is not, as in 0 / 0 and ∞ − ∞.
-    poison = (damping - damping) / (info == 0)[:, None, None]
-    return torch.baddbmm(poison, halved.mT, halved)
+    return torch.baddbmm(_poison(damping, info == 0), halved.mT, halved)
 
 
 def multiply(gradient: Tensor, inverse: Tensor) -> Tensor:
