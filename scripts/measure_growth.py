@@ -8,6 +8,7 @@ thread of the CPU, by the clock of that thread, so that the machine's other work
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import io
@@ -23,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
+from tract_hub.method.gram import onednn
 from tract_hub.method.gram.matrix import gram_of
 from tract_hub.method.gram.panels import LARGE, PANEL
 from tract_hub.method.gram.patches import count_rows, output_size
@@ -90,7 +92,8 @@ def operations(call: LinearCall) -> tuple[int, int]:
     together 2 n² × outputs.
     """
     n, outputs, rows = call.in_features, call.weight.shape[0], count_rows(call)
-    products = _sliding(call) if _by_sliding(call) else _panelled(n, rows)
+    lines = onednn.PANEL if onednn.suits(call.input[None, :, 0, 0]) else PANEL
+    products = _sliding(call) if _by_sliding(call) else _panelled(n, rows, lines)
     return 2 * products + n**3 // 3 + 2 * n**2 * outputs, 4 * rows * n * outputs
 
 
@@ -108,10 +111,22 @@ def _sliding(call: LinearCall) -> int:
     return call.input.shape[0] * width * (lines + -(-height // stride) - 1) * fresh * n
 
 
-def _panelled(n: int, rows: int) -> int:
+def _panelled(n: int, rows: int, lines: int) -> int:
     """Each panel of lines times what is from its diagonal block on."""
-    height = PANEL if n >= LARGE else n
+    height = lines if n >= LARGE else n
     return rows * sum(min(height, n - start) * (n - start) for start in range(0, n, height))
+
+
+def keep_memory() -> None:
+    """Have glibc give nothing back to the system.
+
+    It learns from what was freed before how large a block it asks the system for each time anew,
+    and a layer whose output is such a block takes up to twice as long.
+    """
+    libc, trim_threshold, mmap_max = ctypes.CDLL(None), -1, -4
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def measure(point: Point, rounds: int) -> dict[str, Any]:
@@ -212,29 +227,28 @@ the weight. TrAct makes
 
 - for windows that overlap, with height h and stride s: 2·R·n²·s/h, as only the first s kernel rows
   of a window are multiplied with all of it (and ⌈h/s⌉ − 1 lines more at the edge);
-- for patches with n < 256: 2·R·n²; from n = 256 on panels of 128 lines, each from its diagonal
-  block on, R·n²·(1 + 128/n);
+- for patches with n < 256: 2·R·n²; from n = 256 on panels of p lines, each from its diagonal block
+  on, R·n²·(1 + p/n), where p is 128, or 256 where oneDNN multiplies;
 - n³/3 for the Cholesky factor and 2·n²·m for the two triangular solves.
 
-So for large R the ratio is n·s/(2·m·h) for windows and n·(1 + 128/n)/(4·m) for patches: flat in
+So for large R the ratio is n·s/(2·m·h) for windows and n·(1 + p/n)/(4·m) for patches: flat in
 batch and resolution, and proportional to n, times s/h for windows."""
 
 WHERE_THEY_PART = """## Where they part
 
-- Large batches and images come close to the count; small ones cost more. What does not depend on
-  the rows (mirroring, ordering, summing the edge lines, calling) is not counted, and the factor and
-  the solve are in float64, at half the speed of float32. The layer itself takes less time for an
-  image while its output stays in the cache: 6 ms for one image, 11 ms each for four.
-- With fewer rows than features the Gram matrix itself is computed in float64: patches of 16 pixels
-  below 768 rows, of 32 pixels always here.
+- From two images on the ratio of the 7 × 7 kernel is nearly flat, as counted, but at 2.4 to 2.9
+  times the count: oneDNN convolves at over 200 GFLOP/s on this machine (AVX-512), where MKL
+  multiplies lines at 100.
+- Small batches, images and kernels cost more. What does not depend on the rows (mirroring,
+  ordering, summing the edge lines, calling) is not counted.
+- The factor and the solve are in float64, at half the speed of float32 or less, and the Gram matrix
+  too where rows are fewer than features: patches of 16 pixels below 768 rows, of 32 pixels always.
+  With many rows it is multiplied by oneDNN, and patches come to the count.
 - With hardly any rows the count asks too much of TrAct: the layer then waits for memory, and its
   own time is not that of its multiplications.
-- Many input channels cost several times the count. Windows are multiplied line by line, so that
-  float32 sums stay short; the product of each line, n·s/h × n numbers, is written and read again,
-  which for n of several hundred takes longer than to compute it. Three channels never get there.
-- The convolution of 4 images of 224 pixels is on every axis, and its measured ratios differ by more
-  than half where the quartiles of each are narrow: it is at the edge of the cache, and other work
-  on the machine came and went. A quiet machine would tell more."""
+- Memory that is asked of the system anew costs the layer up to its own time again. The script has
+  the allocator keep what was freed, without which the same convolution, 4 images of 224 pixels,
+  gave 0.41 on one axis and 0.94 on another."""
 
 
 def main() -> None:
@@ -243,6 +257,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     results = []
     for axis, kind, point in points():
         results.append({"axis": axis, "kind": kind, **measure(point, arguments.rounds)})
