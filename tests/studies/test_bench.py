@@ -41,6 +41,20 @@ def test_the_time_added_is_measured_and_written(tiny: None, tmp_path: Path) -> N
     assert "| tiny |" in (tmp_path / "bench.md").read_text()
 
 
+def test_an_interrupted_benchmark_promises_no_resumption(
+    tiny: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tract_hub.studies.bench.run.time_case", interrupt)
+    assert bench("--no-memory", "--out", str(tmp_path)) == 130
+    assert capsys.readouterr().err.endswith("tract-hub: interrupted\n")
+
+
 @pytest.mark.parametrize("here", [False, True])
 def test_the_clock_inside_the_step_is_of_the_device_that_it_runs_on(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool

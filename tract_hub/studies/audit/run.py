@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -84,7 +85,7 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
     # Processes are replaced now and then: some models leave caches behind.
     share = _MODELS_A_PROCESS * jobs
     for start in range(0, len(names), share):
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_in_time) as pool:
             batch = names[start : start + share]
             futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
             try:
@@ -96,8 +97,12 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
                 ) from error
 
 
-def _end_with_parent() -> None:
-    """Have this process end when the audit was killed: it would wait for work for ever."""
+def _end_in_time() -> None:
+    """Have this process end by Ctrl-C, without a trace, and when the audit was killed.
+
+    It would go on with the next model, and wait for work for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def wait() -> None:
         parent = parent_process()
