@@ -60,8 +60,9 @@ def test_inspect_names_the_nearest(capsys) -> None:
     assert "\n" not in message
 
 
-def test_audit_writes_tables(tmp_path) -> None:
+def test_audit_writes_tables_and_says_where(tmp_path, capsys) -> None:
     assert run("audit", "timm", "--only", "repvgg_a0*", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.endswith(f"written to {tmp_path}: timm.md, timm.json\n")
     models = json.loads((tmp_path / "timm.json").read_text(encoding="utf-8"))["models"]
     results = {model["name"]: model["result"] for model in models}
     assert results["repvgg_a0"] == "multiple"

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tract_hub.errors import StudyError, TractError
 from tract_hub.studies.audit.model import Record, audit_model, models_of
 from tract_hub.studies.audit.report import markdown, summary
-from tract_hub.studies.files import append_line, make_folder, write_atomically
+from tract_hub.studies.files import append_line, make_folder, write_atomically, written
 from tract_hub.studies.machine import versions
 
 ZOOS = ("timm", "huggingface", "torchvision")
@@ -50,6 +50,7 @@ def audit(zoo: str, out: Path, jobs: int, time_limit: float, only: str) -> None:
     records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
     write_results(zoo, records, out)
     Console().print(summary(records))
+    print(written(out, f"{zoo}.md", f"{zoo}.json"))
 
 
 def run_audit(zoo: str, names: list[str], partial: Path, jobs: int, limit: float) -> list[Record]:
