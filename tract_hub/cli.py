@@ -13,6 +13,8 @@ ABOUT = "The exact TrAct gradient for the first layer of any vision model."
 # To add a command: a module of this name in tract_hub/commands with a function of this name; its
 # CONTEXT, where it has one, is click's.
 COMMANDS = ("inspect", "compare", "audit", "bench", "launch")
+RESUMED = ("compare", "audit")
+"""Commands that keep what is done, and go on from there."""
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -69,7 +71,9 @@ def _run(app: Any, arguments: list[str]) -> int:
         _fail(f"{error.format_message()} (tract-hub --help lists what there is)")
     # typer turns Ctrl-C into this status.
     if status == INTERRUPTED:
-        _fail("interrupted; the same command again goes on from the runs that are done", status)
+        resumed = arguments[0] in RESUMED
+        hint = "; the same command again goes on from what is done" if resumed else ""
+        _fail(f"interrupted{hint}", status)
     return status
 
 

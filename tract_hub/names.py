@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+MOST = 12
+"""Names in a list of what there is, no fewer than there are recipes."""
+
 
 def shown_name(name: str) -> str:
     """Return a model's or data set's name as results show it: of a path, the last part."""
@@ -25,8 +28,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     if near:
         return f"did you mean {_either(near)}?"
-    few = ", ".join(names[:8]) or "none"
-    return f"there is {few}" + (" …" if len(names) > 8 else "")
+    few = ", ".join(names[:MOST]) or "none"
+    return f"there is {few}" + (" …" if len(names) > MOST else "")
 
 
 def _either(names: list[str]) -> str:

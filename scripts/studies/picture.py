@@ -51,7 +51,7 @@ def draw(study: Study, trained: Sequence[Trained]) -> bytes:
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes in panels[::columns]:
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel("test accuracy, mean and\ndeviation over seeds")
     _name_once(figure, panels)
     figure.suptitle(_titled(study), fontsize=11)
     return _png(figure)

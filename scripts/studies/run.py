@@ -23,8 +23,10 @@ def main(
     data_title: Annotated[
         str | None, typer.Option(help="How results call the data: 'CIFAR-10 (JPEG)'.")
     ] = None,
-    budget: Annotated[float, typer.Option(help="Share of the paper's epochs, in all arms.")] = 1.0,
-    reduced: Annotated[bool, typer.Option(help="Smaller models, fewer images and seeds.")] = False,
+    budget: Annotated[float, typer.Option(help="Share of the study's epochs, in all arms.")] = 1.0,
+    reduced: Annotated[
+        bool, typer.Option(help="Smaller models, fewer images, epochs and seeds.")
+    ] = False,
     seeds: Annotated[str | None, typer.Option(help="Instead of the study's, as 0,1,2.")] = None,
     out: Annotated[Path, typer.Option(help="For the runs of all studies.")] = Path("study-runs"),
     results: Annotated[Path | None, typer.Option(help="For the results; else OUT/STUDY.")] = None,

@@ -44,7 +44,7 @@ class Part:
 
     Args:
         name: as tables show it.
-        published: epochs that the paper trains, which stand for this part's length in tables.
+        published: epochs at full length: the paper's, or the smaller study's own.
         epochs: that are trained here: the same, or a shortened number.
         lams: one arm each, beside the ordinary one.
         seeds: each trains every arm.
@@ -104,7 +104,11 @@ class Study:
         """How far this is from the paper's own training, in words."""
         whose = "the paper's" if self.paper else "the study's"
         size = "smaller models and fewer images" if self.reduced else f"{whose} models and data"
-        length = "full length" if self.budget == 1 else f"{self.budget:.1%} of {whose} epochs"
+        if self.reduced:  # the budget is no share of the paper's epochs
+            lengths = sorted({part.epochs for part in self.parts})
+            length = f"{' and '.join(map(str, lengths))} epochs"
+        else:
+            length = "full length" if self.budget == 1 else f"{self.budget:.1%} of {whose} epochs"
         others = f", all with {' '.join(self.others)}" if self.others else ""
         return f"{size}, {length}{others}"
 
@@ -143,8 +147,8 @@ def load_study(
 
     Args:
         name: one of :func:`known`.
-        budget: a share of the paper's epochs, for all arms alike; at least one is trained.
-        reduced: take the file's smaller models, data and seeds.
+        budget: a share of the epochs, for all arms alike; at least one is trained.
+        reduced: take the file's smaller models, data, lengths and seeds.
         seeds: instead of the file's.
         data_title: how results call the data, if not as the file does.
 

@@ -32,13 +32,30 @@ def bench(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_the_time_added_is_measured_and_written(tiny: None, tmp_path: Path) -> None:
+def test_the_time_added_is_measured_and_written(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench("--budget", "0", "--no-memory", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.endswith(f"written to {tmp_path}: bench.md, bench.json\n")
     arms = json.loads((tmp_path / "bench.json").read_text())["cases"]["tiny"]
     assert arms["ordinary"]["ratio"] == {"median": 1.0, "first": 1.0, "third": 1.0}
     assert arms["tract_hub"]["ratio"]["median"] > 0
     assert "error" in arms["torch_tract"] or arms["torch_tract"]["seconds"] > 0
     assert "| tiny |" in (tmp_path / "bench.md").read_text()
+
+
+def test_an_interrupted_benchmark_promises_no_resumption(
+    tiny: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tract_hub.studies.bench.run.time_case", interrupt)
+    assert bench("--no-memory", "--out", str(tmp_path)) == 130
+    assert capsys.readouterr().err.endswith("tract-hub: interrupted\n")
 
 
 @pytest.mark.parametrize("here", [False, True])

@@ -15,6 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tests.studies.comparisons import TINY
 from tests.studies.conftest import picture
 from tract_hub.cli import main
+from tract_hub.studies.compare.recipes import RECIPES
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -70,6 +71,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--augment", "lots", "--augment must be one of none, crop-flip"),
         ("--precision", "fp8", "--precision must be one of fp32"),
         ("--recipe", "digit-vit", "did you mean digits-vit"),
+        ("--recipe", "0", f"there is {', '.join(sorted(RECIPES))}"),
         ("--model-arg", "depth", "--model-arg must look like depth=4"),
         ("--colour", "red", "No such option"),
     ],

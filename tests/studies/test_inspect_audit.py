@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from tract_hub.cli import main
 from tract_hub.errors import TractError
@@ -21,6 +22,7 @@ def test_inspect_says_in_words_what_it_found(capsys) -> None:
     assert "conv1.0.weight" in lines
     assert "  layer   Conv2d 3×3, stride 2, padding 1; 27 input features" in lines
     assert "  pixels  reach it directly" in lines
+    assert any(line.startswith("  TrAct   adds at most ") for line in lines)
 
 
 @pytest.mark.parametrize("name", ["microsoft/resnet-50", "./nowhere"])
@@ -43,7 +45,7 @@ def test_inspect_prints_json(name, capsys) -> None:
     assert data["first_layers"]
     for layer in data["first_layers"]:
         assert 0 < layer["cost"]["share"] < 0.1
-        assert layer["cost"]["bytes"] >= 8 * layer["in_features"] ** 2
+        assert layer["cost"]["bytes"] >= 16 * layer["in_features"] ** 2
 
 
 def test_cost_is_the_count_by_hand(capsys) -> None:
@@ -51,6 +53,7 @@ def test_cost_is_the_count_by_hand(capsys) -> None:
     (layer,) = json.loads(capsys.readouterr().out)["first_layers"]
     rows, n, outputs = 2 * 112 * 112, 147, 64
     assert layer["cost"]["flops"] == 2 * rows * n**2 + n**3 // 3 + 2 * n**2 * outputs
+    assert layer["cost"]["bytes"] == 2 * n**2 * torch.float64.itemsize  # the matrix, its factor
 
 
 def test_inspect_names_the_nearest(capsys) -> None:
@@ -60,8 +63,9 @@ def test_inspect_names_the_nearest(capsys) -> None:
     assert "\n" not in message
 
 
-def test_audit_writes_tables(tmp_path) -> None:
+def test_audit_writes_tables_and_says_where(tmp_path, capsys) -> None:
     assert run("audit", "timm", "--only", "repvgg_a0*", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.endswith(f"written to {tmp_path}: timm.md, timm.json\n")
     models = json.loads((tmp_path / "timm.json").read_text(encoding="utf-8"))["models"]
     results = {model["name"]: model["result"] for model in models}
     assert results["repvgg_a0"] == "multiple"

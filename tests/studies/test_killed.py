@@ -133,6 +133,28 @@ def test_an_audit_killed_again_and_again_has_every_model_once(tmp_path: Path) ->
     assert sorted(done[1:]) == sorted(MODELS)
 
 
+def test_ctrl_c_ends_an_audit_at_once_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tract_hub", "audit", "timm", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    partial, lines = tmp_path / "timm.partial.jsonl", 0
+    deadline = time.monotonic() + 200
+    while lines < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        lines = partial.read_bytes().count(b"\n") if partial.exists() else 0
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
+    began = time.monotonic()
+    said = process.communicate(timeout=300)[1]
+    assert time.monotonic() - began < 30
+    assert process.returncode == 130
+    assert said.endswith(
+        "tract-hub: interrupted; the same command again goes on from what is done\n"
+    )
+    assert "Traceback" not in said
+    assert len(partial.read_bytes().splitlines()) >= 3
+
+
 @contextmanager
 def small_files() -> Iterator[None]:
     """Let no file of this process grow beyond 100 bytes, pytest's own output included."""

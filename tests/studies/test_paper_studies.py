@@ -68,6 +68,11 @@ def test_a_budget_shortens_every_part_alike_and_says_so() -> None:
     assert short.scale == "the paper's models and data, 5.0% of the paper's epochs"
 
 
+def test_a_smaller_study_claims_no_share_of_the_papers_epochs() -> None:
+    smaller = load_study("fig3", budget=0.1, reduced=True)
+    assert smaller.scale == "smaller models and fewer images, 5 and 10 epochs"
+
+
 def test_the_learning_rate_follows_the_length() -> None:
     rates = {p.published: p.options["lr"] for p in load_study("fig3").parts if p.name == "Adam"}
     assert rates == {100: 1e-2, 200: 1e-2, 400: 1e-3, 800: 1e-3}

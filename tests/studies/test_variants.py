@@ -13,6 +13,7 @@ from torch import nn
 import tract_hub
 from tests.studies.comparisons import ONE_SEED, TINY, compare, tiny_study
 from tract_hub.errors import SettingsError, TractWarning
+from tract_hub.studies.compare.facts import facts_of
 from tract_hub.studies.compare.optim import make_optimizer
 from tract_hub.studies.compare.recipes import build_settings
 from tract_hub.studies.images.augment import CropFlip
@@ -88,6 +89,30 @@ def test_the_first_layer_can_have_sgd_and_a_rate_of_its_own() -> None:
     torch.testing.assert_close(moved[stem], torch.full_like(moved[stem], 0.05))
     rest = torch.cat([value.flatten() for name, value in moved.items() if name != stem])
     torch.testing.assert_close(rest, torch.full_like(rest, made.settings.lr))  # Adam's first step
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "adam, lr 0.003 cosine, weight decay"),
+        ({"optimizer": "SGD", "momentum": 0.5}, "SGD, lr 0.003 cosine, momentum 0.5, weight"),
+        ({"optimizer": "nlars"}, "nlars, lr 0.003 cosine, momentum 0.9, weight decay"),
+        ({"stem_optimizer": "sgd"}, "first layer: SGD, momentum 0.9, lr 0.003"),
+    ],
+)
+def test_what_was_compared_names_the_momentum_wherever_there_is_one(
+    changes: dict[str, object], shown: str
+) -> None:
+    assert shown in dict(facts_of(tiny_study(**changes)))["optimizer"]
+
+
+def test_what_was_compared_names_every_first_layer() -> None:
+    made = tiny_study(model="repvgg_a0", model_args=(), image_size=32, channels=3, epochs=1)
+    facts = dict(facts_of(made))
+    assert len(made.stems) == 2
+    assert all(stem.weight_name in facts["stem found"] for stem in made.stems)
+    assert facts["training"] == "1 epoch, batches of 32"
+    assert ", 1 process, " in facts["device"]
 
 
 def test_an_optimizer_that_refuses_its_settings_is_named() -> None:

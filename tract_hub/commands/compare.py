@@ -57,7 +57,9 @@ def compare(
         str | None, _option("adam, adamw, sgd, or a timm optimizer.", TRAINING)
     ] = None,
     lr: Annotated[float | None, _option("Peak learning rate.", TRAINING)] = None,
-    momentum: Annotated[float | None, _option("Of sgd.", TRAINING)] = None,
+    momentum: Annotated[
+        float | None, _option("Of sgd, and of timm's that have one.", TRAINING)
+    ] = None,
     weight_decay: Annotated[float | None, _option("As the optimizer defines it.", TRAINING)] = None,
     stem_optimizer: Annotated[
         str | None, _option("same, or sgd for first layers' weights.", TRAINING)

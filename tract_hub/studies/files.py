@@ -67,6 +67,11 @@ def append_line(path: Path, line: str) -> None:
         raise _unwritable(path, error) from error
 
 
+def written(folder: Path, *names: str) -> str:
+    """Say where results are: what every command that writes them ends with."""
+    return f"written to {os.fspath(folder)}: {', '.join(names)}"
+
+
 def _unwritable(path: Path, error: OSError) -> StudyError:
     return StudyError(
         f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and run "

@@ -28,9 +28,9 @@ class Cost:
     """What TrAct adds to one training step.
 
     Attributes:
-        flops: of the Gram matrix, its factor and the two triangular solves.
+        flops: of the Gram matrix, its factor and the two triangular solves, at most.
         share: of the ordinary step's FLOPs, taken as three forwards.
-        bytes: of the Gram matrix and its factor, in float32.
+        bytes: of the Gram matrix and its factor, in float64.
 
     """
 
@@ -89,13 +89,16 @@ def inspect_model(model: nn.Module) -> Inspection:
 
 
 def _cost(weight_name: str, trace: Trace, step: int) -> Cost:
-    """Sum over the weight's uses: 2·rows·n² for the Gram; n³/3 and 2·n²·m once, for m outputs."""
+    """Sum over the weight's uses: 2·rows·n² for the Gram; n³/3 and 2·n²·m once, for m outputs.
+
+    What overlapping windows share, or the symmetry of a large matrix, saves a part of the first.
+    """
     calls = [c.call for c in trace.layers if c.call and weight_name in c.parameters]
     n, groups = calls[0].in_features, calls[0].groups
     outputs = calls[0].weight.numel() // n // groups
     gram = sum(2 * count_rows(call) * n**2 for call in calls)
     flops = groups * (gram + n**3 // 3 + 2 * n**2 * outputs)
-    return Cost(flops, flops / step if step else 0.0, 2 * 4 * groups * n**2)
+    return Cost(flops, flops / step if step else 0.0, 2 * 8 * groups * n**2)
 
 
 def as_data(found: Inspection) -> dict[str, Any]:
@@ -131,9 +134,10 @@ def _lines(name: str, found: Inspection) -> Iterator[str]:
         yield stem.weight_name
         yield f"  layer   {_in_words(stem)}; {stem.in_features} input features"
         yield f"  pixels  reach it {_shortened(stem.path)}"
+        flops, share = _scaled(cost.flops, 1000, FLOPS), f"{100 * cost.share:.2g} %"
         yield (
-            f"  TrAct   adds {_scaled(cost.flops, 1000, FLOPS)} to a training step on this input "
-            f"({100 * cost.share:.2g} %), and {_scaled(cost.bytes, 1024, BYTES)} of memory"
+            f"  TrAct   adds at most {flops} to a training step on this input ({share}); "
+            f"its matrices take {_scaled(cost.bytes, 1024, BYTES)}"
         )
     for warning in found.warnings:
         yield f"\nWarning: {warning}"

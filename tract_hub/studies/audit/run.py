@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tract_hub.errors import StudyError, TractError
 from tract_hub.studies.audit.model import Record, audit_model, models_of
 from tract_hub.studies.audit.report import markdown, summary
-from tract_hub.studies.files import append_line, make_folder, write_atomically
+from tract_hub.studies.files import append_line, make_folder, write_atomically, written
 from tract_hub.studies.machine import versions
 
 ZOOS = ("timm", "huggingface", "torchvision")
@@ -49,6 +50,7 @@ def audit(zoo: str, out: Path, jobs: int, time_limit: float, only: str) -> None:
     records = run_audit(zoo, names, out / f"{zoo}.partial.jsonl", jobs, time_limit)
     write_results(zoo, records, out)
     Console().print(summary(records))
+    print(written(out, f"{zoo}.md", f"{zoo}.json"))
 
 
 def run_audit(zoo: str, names: list[str], partial: Path, jobs: int, limit: float) -> list[Record]:
@@ -84,7 +86,7 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
     # Processes are replaced now and then: some models leave caches behind.
     share = _MODELS_A_PROCESS * jobs
     for start in range(0, len(names), share):
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_in_time) as pool:
             batch = names[start : start + share]
             futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
             try:
@@ -96,8 +98,12 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
                 ) from error
 
 
-def _end_with_parent() -> None:
-    """Have this process end when the audit was killed: it would wait for work for ever."""
+def _end_in_time() -> None:
+    """Have this process end by Ctrl-C, without a trace, and when the audit was killed.
+
+    It would go on with the next model, and wait for work for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def wait() -> None:
         parent = parent_process()

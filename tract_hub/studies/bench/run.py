@@ -20,7 +20,7 @@ from tract_hub.studies.bench.cases import chosen
 from tract_hub.studies.bench.memory import peak_memory, peak_memory_of_gpu
 from tract_hub.studies.bench.report import Table, failures, markdown, memory_table, steps_table
 from tract_hub.studies.bench.steps import time_case
-from tract_hub.studies.files import make_folder, write_atomically
+from tract_hub.studies.files import make_folder, write_atomically, written
 from tract_hub.studies.machine import check_there, device_name, in_words, versions
 
 FORMS = tuple(field.name for field in dataclasses.fields(Setup) if field.name != "device")
@@ -74,6 +74,7 @@ def bench(
     results["peak_mib"] = _peaks(setup) if memory else None
     for title, table in _write(results, out).items():
         Console().print(_shown(title, table))
+    print(written(out, "bench.md", "bench.json"))
 
 
 def _write(results: dict[str, Any], out: Path) -> dict[str, Table]:

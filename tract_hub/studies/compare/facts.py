@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tract_hub.studies.compare import identity
+from tract_hub.studies.compare.optim import has_momentum
 from tract_hub.studies.compare.study import Study
 from tract_hub.studies.images.prepared import Prepared
 from tract_hub.studies.settings import CompareSettings
@@ -13,21 +14,26 @@ def facts_of(study: Study) -> list[tuple[str, str]]:
     settings, data = study.settings, study.data
     arguments = ", ".join(f"{name}={value}" for name, value in settings.model_args)
     ran_on = identity.environment(study.accelerator)
+    processes = _counted(ran_on["processes"], "process", "processes")
     model = f"{study.plan.name} ({arguments})" if arguments else study.plan.name
     return [
         ("recipe", f"{settings.recipe}, then the command's own options"),
         ("model", model),
         ("fitted", "; ".join(study.plan.remarks) or "nothing"),
-        ("stem found", str(study.stems[0])),
+        ("stem found", "; ".join(map(str, study.stems))),
         ("data", f"{data.source.name}: {_counts(data)}"),
         ("normalised by", _normalisation(study)),
         ("optimizer", _optimizer(settings)),
-        ("training", f"{settings.epochs} epochs, batches of {settings.batch_size}"),
+        ("training", f"{_counted(settings.epochs, 'epoch')}, batches of {settings.batch_size}"),
         ("augmentation", settings.augment),
         ("seeds", ", ".join(map(str, settings.seeds))),
         ("λ", ", ".join(f"{lam:g}" for lam in settings.lams) or "none"),
-        ("device", f"{ran_on['device']}, {ran_on['processes']} process(es), {settings.precision}"),
+        ("device", f"{ran_on['device']}, {processes}, {settings.precision}"),
     ]
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _counts(data: Prepared) -> str:
@@ -48,7 +54,7 @@ def _normalisation(study: Study) -> str:
 
 
 def _optimizer(settings: CompareSettings) -> str:
-    momentum = f", momentum {settings.momentum:g}" if settings.optimizer == "sgd" else ""
+    momentum = f", momentum {settings.momentum:g}" if has_momentum(settings.optimizer) else ""
     own = _stem_optimizer(settings)
     warm = f", warm-up {settings.warmup_epochs:g} epochs" if settings.warmup_epochs else ""
     return (
@@ -60,5 +66,6 @@ def _optimizer(settings: CompareSettings) -> str:
 def _stem_optimizer(settings: CompareSettings) -> str:
     if settings.stem_optimizer == "same" and settings.stem_lr is None:
         return ""
-    rule = "SGD" if settings.stem_optimizer == "sgd" else settings.optimizer
+    by_sgd = settings.stem_optimizer == "sgd"
+    rule = f"SGD, momentum {settings.momentum:g}" if by_sgd else settings.optimizer
     return f"; first layer: {rule}, lr {settings.stem_lr or settings.lr:g}"

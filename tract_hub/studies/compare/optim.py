@@ -26,6 +26,13 @@ def check_optimizer(name: str) -> None:
         raise SettingsError(f"no optimizer {name!r}; {did_you_mean(name.lower(), known)}")
 
 
+def has_momentum(name: str) -> bool:
+    """Tell whether an optimizer of this name takes a momentum; others leave it out."""
+    from timm.optim import get_optimizer_info
+
+    return bool(get_optimizer_info(name.lower()).has_momentum)
+
+
 def make_optimizer(
     model: nn.Module, settings: CompareSettings, stems: Sequence[Stem] = ()
 ) -> torch.optim.Optimizer:

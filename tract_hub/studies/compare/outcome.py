@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tract_hub.studies.compare.facts import facts_of
 from tract_hub.studies.compare.plots import draw
 from tract_hub.studies.compare.records import RunRecord
 from tract_hub.studies.compare.results import results_csv, results_json
-from tract_hub.studies.compare.store import REPORT, Store, to_json
+from tract_hub.studies.compare.store import REPORT, RESULT_FILES, Store, to_json
 from tract_hub.studies.compare.study import Study
 from tract_hub.studies.compare.tables import (
     Cells,
@@ -27,6 +26,7 @@ from tract_hub.studies.compare.tables import (
     print_tables,
     to_markdown,
 )
+from tract_hub.studies.files import written
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,5 @@ def _contributions(study: Study, store: Store) -> dict[str, Any] | str:
 
 def _show(console: Console, tables: Sequence[Cells], folder: Path, report: bool) -> None:
     print_tables(console, tables)
-    page = f", {REPORT}" if report else ""
-    console.print(
-        f"written to {os.fspath(folder)}: compare.png, table.md, results.json, results.csv{page}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    names = [name for name in RESULT_FILES if report or name != REPORT]
+    console.print(written(folder, *names), markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from tract_hub.studies.compare.records import Arm, RunRecord
 from tract_hub.studies.files import make_folder, write_atomically
 
 REPORT = "report.html"
-RESULT_FILES = ("results.json", "results.csv", "table.md", "compare.png", REPORT)
+RESULT_FILES = ("compare.png", "table.md", "results.json", "results.csv", REPORT)
 
 
 def to_json(data: Any, indent: int | None = 1) -> str:
