@@ -24,11 +24,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from tract_hub.method.gram import onednn
+from tract_hub.method.count import gram_operations, solve_operations
 from tract_hub.method.gram.matrix import gram_of
-from tract_hub.method.gram.panels import LARGE, PANEL
-from tract_hub.method.gram.patches import count_rows, output_size
-from tract_hub.method.gram.sliding import slides
+from tract_hub.method.gram.patches import count_rows
 from tract_hub.method.operations import LinearCall, read_call
 from tract_hub.method.solve.divide import divide_by_gram
 from tract_hub.studies.bench.cases import photographs
@@ -88,33 +86,10 @@ def operations(call: LinearCall) -> tuple[int, int]:
     """Count floating-point operations: of TrAct, and of the layer's own forward and backward.
 
     The layer multiplies rows × n × outputs forward, and as much for the gradient of its weight;
-    pixels take none. Products count 2 operations, the factor n³ / 3, both triangular solves
-    together 2 n² × outputs.
+    pixels take none.
     """
-    n, outputs, rows = call.in_features, call.weight.shape[0], count_rows(call)
-    lines = onednn.PANEL if onednn.suits(call.input[None, :, 0, 0]) else PANEL
-    products = _sliding(call) if _by_sliding(call) else _panelled(n, rows, lines)
-    return 2 * products + n**3 // 3 + 2 * n**2 * outputs, 4 * rows * n * outputs
-
-
-def _by_sliding(call: LinearCall) -> bool:
-    shares = call.convolution.kernel[0] > call.convolution.stride[0]
-    return slides(call) and (shares or call.in_features < LARGE)
-
-
-def _sliding(call: LinearCall) -> int:
-    """The first ``stride`` kernel rows of each window times all of it; a few lines more."""
-    height, stride = call.convolution.kernel[0], call.convolution.stride[0]
-    lines, width = output_size(call.convolution, tuple(call.input.shape[2:]))
-    n = call.in_features
-    fresh = n * min(stride, height) // height
-    return call.input.shape[0] * width * (lines + -(-height // stride) - 1) * fresh * n
-
-
-def _panelled(n: int, rows: int, lines: int) -> int:
-    """Each panel of lines times what is from its diagonal block on."""
-    height = lines if n >= LARGE else n
-    return rows * sum(min(height, n - start) * (n - start) for start in range(0, n, height))
+    own = 4 * count_rows(call) * call.weight.numel()
+    return gram_operations(call) + solve_operations(call), own
 
 
 def keep_memory() -> None:

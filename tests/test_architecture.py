@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "launch": {*SHARED, "integrations"},
     "studies": {*SHARED, ""},
     "studies.audit": {*SHARED, "", "adapters"},  # reports on the adapters
-    "studies.inspect": {*SHARED, "", "adapters", "method.gram.patches"},  # and counts rows
+    "studies.inspect": {*SHARED, "", "adapters", "method.count"},  # and counts operations
     "studies.bench": {*SHARED, "", "method"},  # puts clocks into the method
     "studies.compare.optim": {*SHARED, "", "integrations.trainer.stem_group"},  # an SGD stem
     "commands": {*SHARED, "studies"},

@@ -22,7 +22,7 @@ def test_inspect_says_in_words_what_it_found(capsys) -> None:
     assert "conv1.0.weight" in lines
     assert "  layer   Conv2d 3×3, stride 2, padding 1; 27 input features" in lines
     assert "  pixels  reach it directly" in lines
-    assert any(line.startswith("  TrAct   adds at most ") for line in lines)
+    assert any(line.startswith("  TrAct   adds ") for line in lines)
 
 
 @pytest.mark.parametrize("name", ["microsoft/resnet-50", "./nowhere"])
@@ -51,8 +51,10 @@ def test_inspect_prints_json(name, capsys) -> None:
 def test_cost_is_the_count_by_hand(capsys) -> None:
     assert run("inspect", "resnet18", "--json") == 0
     (layer,) = json.loads(capsys.readouterr().out)["first_layers"]
-    rows, n, outputs = 2 * 112 * 112, 147, 64
-    assert layer["cost"]["flops"] == 2 * rows * n**2 + n**3 // 3 + 2 * n**2 * outputs
+    n, outputs = 147, 64
+    # Lines of 2 images, and 3 below the last, times the first 2 kernel rows times all 7.
+    products = 2 * 112 * (112 + 3) * (2 * n // 7) * n
+    assert layer["cost"]["flops"] == 2 * products + n**3 // 3 + 2 * n**2 * outputs
     assert layer["cost"]["bytes"] == 2 * n**2 * torch.float64.itemsize  # the matrix, its factor
 
 

@@ -15,7 +15,7 @@ from tract_hub.adapters.attempts import follow
 from tract_hub.adapters.locator import locate, stems_of
 from tract_hub.adapters.tracing.dataflow import Trace
 from tract_hub.adapters.tracing.skeleton import meta_skeleton
-from tract_hub.method.gram.patches import count_rows
+from tract_hub.method.count import gram_operations, solve_operations
 from tract_hub.stem import Stem
 from tract_hub.studies.models.named import model_named
 
@@ -28,7 +28,7 @@ class Cost:
     """What TrAct adds to one training step.
 
     Attributes:
-        flops: of the Gram matrix, its factor and the two triangular solves, at most.
+        flops: of the Gram matrix, its factor and the two triangular solves.
         share: of the ordinary step's FLOPs, taken as three forwards.
         bytes: of the Gram matrix and its factor, in float64.
 
@@ -89,16 +89,11 @@ def inspect_model(model: nn.Module) -> Inspection:
 
 
 def _cost(weight_name: str, trace: Trace, step: int) -> Cost:
-    """Sum over the weight's uses: 2·rows·n² for the Gram; n³/3 and 2·n²·m once, for m outputs.
-
-    What overlapping windows share, or the symmetry of a large matrix, saves a part of the first.
-    """
+    """Count a Gram matrix for each use of the weight, and one solve."""
     calls = [c.call for c in trace.layers if c.call and weight_name in c.parameters]
-    n, groups = calls[0].in_features, calls[0].groups
-    outputs = calls[0].weight.numel() // n // groups
-    gram = sum(2 * count_rows(call) * n**2 for call in calls)
-    flops = groups * (gram + n**3 // 3 + 2 * n**2 * outputs)
-    return Cost(flops, flops / step if step else 0.0, 2 * 8 * groups * n**2)
+    flops = sum(map(gram_operations, calls)) + solve_operations(calls[0])
+    matrix = calls[0].groups * calls[0].in_features ** 2
+    return Cost(flops, flops / step if step else 0.0, 2 * 8 * matrix)
 
 
 def as_data(found: Inspection) -> dict[str, Any]:
@@ -136,7 +131,7 @@ def _lines(name: str, found: Inspection) -> Iterator[str]:
         yield f"  pixels  reach it {_shortened(stem.path)}"
         flops, share = _scaled(cost.flops, 1000, FLOPS), f"{100 * cost.share:.2g} %"
         yield (
-            f"  TrAct   adds at most {flops} to a training step on this input ({share}); "
+            f"  TrAct   adds {flops} to a training step on this input ({share}); "
             f"its matrices take {_scaled(cost.bytes, 1024, BYTES)}"
         )
     for warning in found.warnings:

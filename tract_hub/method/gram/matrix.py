@@ -107,17 +107,19 @@ def _summed_in(precision: Precision, call: LinearCall, rows: int) -> Gram:
 
 
 def _total(call: LinearCall, rows: int, precision: Precision) -> Tensor:
-    convolution = call.convolution
-    if convolution is None or not rows or not slides(call) or _symmetry_saves_more(call):
-        return _summed(call, precision)
-    return sliding_gram(call, convolution, precision)
+    if call.convolution is not None and rows and goes_by_lines(call):
+        return sliding_gram(call, call.convolution, precision)
+    return _summed(call, precision)
 
 
-def _symmetry_saves_more(call: LinearCall) -> bool:
-    """Whether windows share nothing, and the matrix is large."""
+def goes_by_lines(call: LinearCall) -> bool:
+    """Whether products of image lines cost less than those of the unfolded input.
+
+    They do not where windows share nothing and the symmetry of a large matrix saves more.
+    """
     convolution = call.convolution
     shares = convolution is not None and convolution.kernel[0] > convolution.stride[0]
-    return not shares and call.in_features >= LARGE
+    return slides(call) and (shares or call.in_features < LARGE)
 
 
 def _summed(call: LinearCall, precision: Precision) -> Tensor:
