@@ -58,7 +58,7 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
         ("one", "--model model", 0, "3 of 3"),
         ("one", "--model Net", 0, "3 of 3"),
         ("one", "--model stem", 0, "3 of 3"),
-        ("one", "--model modle", 3, "trains no model 'modle': did you mean model?"),
+        ("one", "--model modle", 3, "trains no model 'modle' but model (Net): did you mean model?"),
         ("one", "--model head", 3, "no layer of head reads the pixels"),
         (
             "adversaries",
@@ -110,6 +110,7 @@ def test_an_error_of_tract_that_the_script_makes_itself_is_its_own(tmp_path):
     [
         (["no/such/script.py"], "there is no script no/such/script.py"),
         (["-m", "no.such.module"], "there is no module no.such.module"),
+        ([SMALL.parent], "there is no __main__.py in the folder"),
         (["--lam", "0", SMALL, "one"], "lam must be a finite number greater than 0, got 0"),
     ],
 )

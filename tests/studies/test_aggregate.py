@@ -94,6 +94,13 @@ def test_times_are_shown_of_a_gpu_only_and_ratios_always(on_gpu, times):
     assert ("step time ratio", "", "1.100 (1.000 to 1.200)") in rows
 
 
+def test_an_ordinary_arm_alone_has_no_gain_to_show():
+    table = gain_table(compare_runs([record(ORDINARY, 0, [0.6])], TIMING))
+    assert table.title == "What came of it"
+    assert [name for name, *_ in table.rows if "gain" in name or "ratio" in name] == []
+    assert ("final accuracy", "60.0 %") in table.rows
+
+
 @pytest.mark.parametrize("what", ["start", "batches"])
 def test_arms_that_are_no_pair_are_refused(what):
     runs = [record(ORDINARY, 0, [0.2, 0.6]), record(TRACT, 0, [0.2, 0.7], **{what: "another"})]

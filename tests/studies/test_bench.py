@@ -155,6 +155,13 @@ def test_the_median_is_as_sure_as_the_rounds_are_many() -> None:
     assert table[1][1] == "+10.0% ± 1.6% (+5.0% to +15.0%)"
 
 
+def test_nothing_added_has_no_minus() -> None:
+    shares = {"ratio": Ratio(0.9998, 0.98, 1.0), "rounds": 100}
+    table = steps_table({"tiny": {"torch_tract": shares, "tract_hub": {**shares, "own": None}}})
+    assert table[1][1].startswith("+0.0% ± ")
+    assert table[1][1].endswith("(-2.0% to +0.0%)")
+
+
 def test_ratios_are_of_the_same_round() -> None:
     assert ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]).median == 3.0
 

@@ -92,6 +92,8 @@ def test_option_values_that_make_no_sense(capsys, option, value, says):
         ("--stem cifar", "use --stem published"),
         ("--image-size 2", "vit_tiny_patch16_224"),
         ("--optimizer adan2", "did you mean"),
+        ("--optimizer adamw --momentum 0.5", "adamw has no momentum: leave --momentum out"),
+        ("--seeds 0-99999", "--seeds 0-99999 are more than"),
         ("--data digit", "did you mean digits"),
         ("--data ./nowhere/images", "no folder or file"),
         ("--data owner/images", "no network, or no such data set"),

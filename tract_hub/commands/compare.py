@@ -152,16 +152,16 @@ def _lams(texts: list[str] | None) -> tuple[float, ...] | None:
 
 def _numbers(option: str, texts: list[str]) -> tuple[int, ...]:
     try:
-        return tuple(number for item in _items(texts) for number in _range(item))
+        return tuple(number for item in _items(texts) for number in _range(option, item))
     except ValueError:
         raise SettingsError(
             f"{option} must be whole numbers such as 0,1,2 or 0-4, got {','.join(texts)!r}"
         ) from None
 
 
-def _range(item: str) -> range:
+def _range(option: str, item: str) -> range:
     first, dash, last = item.partition("-")
     begin, end = int(first), (int(last) if dash else int(first)) + 1
     if end - begin > MOST_NUMBERS:
-        raise SettingsError(f"{item} are more than {MOST_NUMBERS} numbers: give fewer")
+        raise SettingsError(f"{option} {item} are more than {MOST_NUMBERS} numbers: give fewer")
     return range(begin, end)

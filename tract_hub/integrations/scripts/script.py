@@ -18,7 +18,7 @@ def run_script(name: str, arguments: Sequence[str], as_module: bool = False) -> 
     changed. What the script raises, ``SystemExit`` included, is passed on.
 
     Raises:
-        ScriptError: there is no such script or module.
+        ScriptError: there is no such script or module, or the folder has no ``__main__``.
 
     """
     if as_module:
@@ -34,6 +34,8 @@ def run_script(name: str, arguments: Sequence[str], as_module: bool = False) -> 
         raise ScriptError(
             f"there is no script {name}: pass its path, and options of its own only after it"
         )
+    if Path(name).is_dir() and not (Path(name) / "__main__.py").exists():
+        raise ScriptError(f"there is no __main__.py in the folder {name}: pass a script in it")
     if Path(name).is_file():
         _first_on_path(Path(name).resolve().parent)
     sys.argv = [name, *arguments]

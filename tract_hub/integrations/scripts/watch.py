@@ -74,6 +74,7 @@ class _Phase:
 
     enabled: list[str] = field(default_factory=list)
     refused: list[TractError] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     other_names: set[str] = field(default_factory=set)
 
 
@@ -122,7 +123,8 @@ class Watch:
             return str(self._phase.refused[0])
         if self._phase.other_names:
             hint = did_you_mean(str(self.name), self._phase.other_names)
-            return f"the script trains no model {self.name!r}: {hint}"
+            others = " and ".join(self._phase.others)
+            return f"the script trains no model {self.name!r} but {others}: {hint}"
         if not self._optimizers.made:
             return (
                 "the script made no torch optimizer in this process (processes that it starts "
@@ -188,6 +190,7 @@ class Watch:
         """Return the first layers that are trained, and of the model that was asked for."""
         inside = [name for name, _ in model.named_modules() if name]
         if self.name is not None and self.name not in (*names, *inside):
+            self._phase.others.append(_shown(names))
             self._phase.other_names.update((*names, *inside))
             return []
         found = _located(model, inputs)

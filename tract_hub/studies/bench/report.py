@@ -43,8 +43,12 @@ def _added(result: Mapping[str, Any]) -> str:
     if "error" in result:
         return CANNOT_RUN
     ratio: Ratio = result["ratio"]
-    middle = f"{ratio.median - 1:+.1%} ± {_notch(ratio, result['rounds']):.1%}"
-    return f"{middle} ({ratio.first - 1:+.1%} to {ratio.third - 1:+.1%})"
+    middle, first, third = map(_percent, (ratio.median, ratio.first, ratio.third))
+    return f"{middle} ± {_notch(ratio, result['rounds']):.1%} ({first} to {third})"
+
+
+def _percent(ratio: float) -> str:
+    return f"{round(ratio - 1, 3) + 0.0:+.1%}"  # no -0.0
 
 
 def failures(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:

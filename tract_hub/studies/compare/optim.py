@@ -17,8 +17,15 @@ from tract_hub.studies.settings import CompareSettings
 TORCH_OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-def check_optimizer(name: str) -> None:
-    """Raise a SettingsError with the nearest names when no optimizer has this name."""
+def check_optimizer(settings: CompareSettings) -> None:
+    """Raise a SettingsError when no optimizer has this name, or it has no momentum to be set."""
+    _check_name(settings.optimizer)
+    takes_momentum = has_momentum(settings.optimizer) or settings.stem_optimizer != "same"
+    if settings.momentum != CompareSettings.momentum and not takes_momentum:
+        raise SettingsError(f"{settings.optimizer} has no momentum: leave --momentum out")
+
+
+def _check_name(name: str) -> None:
     from timm.optim import list_optimizers
 
     known = {*TORCH_OPTIMIZERS, *list_optimizers()}
@@ -65,7 +72,7 @@ def _of_all(model: nn.Module, settings: CompareSettings) -> torch.optim.Optimize
     on every parameter; other names are timm's, which leaves biases and norms undecayed.
     """
     name = settings.optimizer.lower()
-    check_optimizer(name)
+    _check_name(name)
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     parameters = list(model.parameters())
     if name == "adam":

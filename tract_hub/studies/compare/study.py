@@ -70,7 +70,7 @@ def make_study(settings: CompareSettings) -> Study:
         TractError: the model, the data or a setting cannot be used.
 
     """
-    check_optimizer(settings.optimizer)
+    check_optimizer(settings)
     source = load_source(
         settings.data,
         settings.channels,

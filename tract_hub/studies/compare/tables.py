@@ -81,7 +81,9 @@ def gain_table(comparison: Comparison, on_gpu: bool = False) -> Cells:
     if any(arm.diverged for arm in comparison.arms):
         lines.append(("diverged", [_diverged(arm) for arm in comparison.arms]))
     head = ("", *(_heading(arm) for arm in comparison.arms))
-    return Cells("What TrAct gained", head, tuple((name, *cells) for name, cells in lines))
+    said = [(name, *cells) for name, cells in lines if any(cells)]
+    compared = any(arm.arm.lam is not None for arm in comparison.arms)
+    return Cells("What TrAct gained" if compared else "What came of it", head, tuple(said))
 
 
 def _heading(arm: ArmSummary) -> str:
