@@ -17,7 +17,7 @@ from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.forwards import ForwardScope, ForwardUses
 from tract_hub.method.hooks import let_the_compiler_see_hooks
-from tract_hub.method.interception import WeightGate
+from tract_hub.method.interception import WeightGate, lookup
 from tract_hub.method.step.ledger import Ledger
 from tract_hub.method.step.step import Step
 from tract_hub.stem import Stem
@@ -125,8 +125,7 @@ def status(model: nn.Module) -> tuple[StemStatus, ...]:
     found: dict[int, StemStatus] = {}
     for name, module, gate in _owned(model, WeightGate):
         weight = f"{name}.{gate.parameters[0]}".lstrip(".")
-        parameters = [module.get_parameter(parameter) for parameter in gate.parameters]
-        frozen = not any(parameter.requires_grad for parameter in parameters)
+        frozen = not any(parameter.requires_grad for parameter in _weights(module, gate))
         state = StemStatus(weight, gate.lam, _scope(gate), gate.rows, frozen, module.training)
         found.setdefault(id(gate.forward_uses), state)
     return tuple(sorted(found.values(), key=lambda state: state.weight_name))
@@ -139,9 +138,15 @@ def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, .
     """
     found: dict[ForwardUses, tuple[nn.Parameter, ...]] = {}
     for _, module, gate in _owned(model, WeightGate):
-        parameters = tuple(module.get_parameter(name) for name in gate.parameters)
-        found.setdefault(gate.forward_uses, parameters)
+        parameters = (p for p in _weights(module, gate) if isinstance(p, nn.Parameter))
+        found.setdefault(gate.forward_uses, tuple(parameters))
     return found
+
+
+def _weights(module: nn.Module, gate: WeightGate) -> list[torch.Tensor]:
+    """What a gate's weight is made of, as far as it is still there."""
+    found = (lookup(module, name) for name in gate.parameters)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _check_module(caller: str, model: Any) -> None:

@@ -153,7 +153,8 @@ def _holder(parameter: str) -> str:
 
 def _main_parameter(skeleton: nn.Module, layer: Consumption) -> str:
     """The parameter that has the weight's shape, or else the largest that it is made of."""
-    parameters = {name: skeleton.get_parameter(name) for name in layer.parameters}
+    known = dict(skeleton.named_parameters())  # scripted modules have no get_parameter
+    parameters = {name: known[name] for name in layer.parameters}
     shape = layer.call.weight.shape if layer.call else None
     return max(parameters, key=lambda n: (parameters[n].shape == shape, parameters[n].numel()))
 

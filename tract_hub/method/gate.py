@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tract_hub.errors import TractWarning
 from tract_hub.method import engine
+from tract_hub.method.engine import Gate
 from tract_hub.method.gram.matrix import Gram
 from tract_hub.method.gram.precision import is_transformed
 from tract_hub.method.measure import measure
@@ -76,7 +77,7 @@ def warn_of_eval(name: str) -> None:
     )
 
 
-class _Correct(torch.autograd.Function):
+class _Correct(Gate):
     """∇W ↦ ∇W · (XᵀX / rows + λI)⁻¹ on the way back."""
 
     generate_vmap_rule = True
@@ -108,7 +109,7 @@ class _Correct(torch.autograd.Function):
         return corrected, None, None, None, None, None, probed
 
 
-class _CorrectAhead(torch.autograd.Function):
+class _CorrectAhead(Gate):
     """The same with an inverse that is on its way, and so cannot be saved as tensors are."""
 
     @staticmethod
@@ -143,7 +144,7 @@ def _over(uses: Sequence[Gram], own: Gram) -> Gram:
     return sum(uses[1:], start=uses[0]) if len(uses) > 1 else own
 
 
-class _Report(torch.autograd.Function):
+class _Report(Gate):
     generate_vmap_rule = True
 
     @staticmethod

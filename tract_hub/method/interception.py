@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tract_hub.method import engine
 from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
 from tract_hub.method.forwards import ForwardUses, PerThread
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice
@@ -155,8 +156,8 @@ class _GatedForward(TorchFunctionMode):
             args, kwargs = with_weight(self._gated(call), args, kwargs)
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
-        if isinstance(output, Tensor) and any(map(self._is_weight, _tensors(args, kwargs))):
-            self.derived.append(output)
+        if any(map(self._is_weight, _tensors(args, kwargs))):
+            self.derived.extend(_tensors((output,), {}))
         return output
 
     def _gated(self, call: LinearCall) -> Tensor:
@@ -198,12 +199,22 @@ class _GatedForward(TorchFunctionMode):
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""
-        named = call.name == self.gate.operation
-        return named and self._is_weight(call.weight) and not self._is_weight(call.input)
+        if call.name != self.gate.operation or self._is_weight(call.input):
+            return False
+        return self._is_weight(call.weight) or self._is_made_of_weight(call.weight)
 
     def _is_weight(self, tensor: Any) -> bool:
-        parameters = (_lookup(self.module, name) for name in self.gate.parameters)
-        return any(tensor is known for known in (*parameters, *self.derived))
+        return any(tensor is known for known in (*self._parameters(), *self.derived))
+
+    def _is_made_of_weight(self, tensor: Tensor) -> bool:
+        """Tell a weight that no torch function seen here has made: written in place, or cached."""
+        if torch.compiler.is_compiling() or tensor.grad_fn is None:
+            return False
+        parameters = (known for known in self._parameters() if known is not None)
+        return any(engine.is_made_of(tensor, known) for known in parameters)
+
+    def _parameters(self) -> Iterable[Tensor | None]:
+        return (lookup(self.module, name) for name in self.gate.parameters)
 
 
 def _takes_gradient(weight: Tensor) -> bool:
@@ -213,13 +224,19 @@ def _takes_gradient(weight: Tensor) -> bool:
     return is_transformed(weight)
 
 
-def _lookup(module: nn.Module, name: str) -> Tensor | None:
-    """The tensor that stands under a parameter's name now: sharding puts others in its place."""
+def lookup(module: nn.Module, name: str) -> Tensor | None:
+    """Return the tensor that stands under a parameter's name now.
+
+    Sharding and pruning put others in its place; None where a norm was removed with its parameter.
+    """
     *path, last = name.split(".")
+    holder: nn.Module | None = module
     for part in path:
-        module = module._modules[part]  # type: ignore[assignment]
-    found = module._parameters.get(last)
-    return module.__dict__.get(last) if found is None else found
+        holder = None if holder is None else holder._modules.get(part)
+    if holder is None:
+        return None
+    found = holder._parameters.get(last)
+    return holder.__dict__.get(last) if found is None else found
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Tensor]:
