@@ -13,6 +13,7 @@ from torch import nn
 
 from tract_hub.adapters.locator import locate
 from tract_hub.adapters.named import named_stems
+from tract_hub.adapters.wrappers import unwrap
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.forwards import ForwardScope, ForwardUses
@@ -86,7 +87,7 @@ def enable(
     _check_module("enable", model)
     present = status(model)
     if present:
-        _adjust(model, config, present, stems)
+        _adjust(model, config, present, stems, example_inputs)
         return model
     found = locate(model, example_inputs) if stems is None else named_stems(model, stems)
     for stem in found:
@@ -155,6 +156,8 @@ def _check_module(caller: str, model: Any) -> None:
 
 
 def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> None:
+    for _, module, scope in list(_owned(model, ForwardScope)):
+        scope.detach(module)  # of layers that others have taken the place of
     every_use = []
     for stem in stems:
         groups = getattr(stem.module, "groups", 1)
@@ -196,11 +199,16 @@ def _adjust(
     config: TractConfig,
     present: Sequence[StemStatus],
     stems: Sequence[str | Stem] | None,
+    example_inputs: Any,
 ) -> None:
     """A second ``enable``: the same stems, perhaps another λ."""
     names = [state.weight_name for state in present]
-    if stems is not None and sorted(s.weight_name for s in named_stems(model, stems)) != names:
-        raise TractError(f"TrAct is already on {', '.join(names)}: call disable(model) first")
+    wanted = _wanted(model, stems, example_inputs)
+    if wanted is not None and wanted != names:
+        raise TractError(
+            f"TrAct is already on {', '.join(names)}, which is not {', '.join(wanted)}: "
+            "call disable(model) first"
+        )
     changed = [state for state in present if any(_changes(state, config))]
     if not changed:
         return
@@ -220,6 +228,21 @@ def _adjust(
     if new_scope:
         _set_scope(model, config.scope)
     _forget_compiled()
+
+
+def _wanted(
+    model: nn.Module, stems: Sequence[str | Stem] | None, example_inputs: Any
+) -> list[str] | None:
+    """Name the weights that an ``enable`` is for; None where they are those it is on already."""
+    if stems is not None:
+        return sorted(stem.weight_name for stem in named_stems(model, stems))
+    whole, _ = unwrap(model)
+    scopes = [scope for _, module, scope in _owned(model, ForwardScope) if module is whole]
+    known = {uses for scope in scopes for uses in scope.forward_uses}
+    if known == {gate.forward_uses for _, _, gate in _owned(model, WeightGate)}:
+        return None
+    # Enabled on a part, or a layer was put in another's place since.
+    return [stem.weight_name for stem in locate(model, example_inputs)]
 
 
 def _changes(before: StemStatus, after: TractConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ weight is the stem's parameter, or was derived from it, the weight passes throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,16 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tract_hub.errors import TractError
 from tract_hub.method import engine
 from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
 from tract_hub.method.forwards import ForwardUses, PerThread
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice
 from tract_hub.method.gram.matrix import gram_of
 from tract_hub.method.gram.precision import is_transformed
-from tract_hub.method.hooks import is_tracing, leave_graph, prepend_pre_hook, remove_hook
+from tract_hub.method.hooks import (
+    is_tracing,
+    leave_graph,
+    prepend_pre_hook,
+    remove_hook,
+    runs_already,
+)
 from tract_hub.method.operations import (
     LinearCall,
     as_cast,
+    function_around,
     read_call,
     thinned,
     with_weight,
@@ -84,7 +92,8 @@ class WeightGate:
         """Start reading the torch functions that the module's forward calls."""
         if is_tracing():
             return
-        self._drop_interrupted()
+        if self._thread.here.modes and (torch.compiler.is_compiling() or not runs_already(module)):
+            self._drop_interrupted()
         mode = _GatedForward(self, module)
         if not torch.compiler.is_compiling():
             self._running.append(mode)
@@ -152,13 +161,36 @@ class _GatedForward(TorchFunctionMode):
             return func(*args, **kwargs)
         call = read_call(func, args, kwargs)
         if call is not None and self._applies(call):
-            self.gate.forward_uses.meet()
+            self.gate.forward_uses.meet(self._replayed_with())
             args, kwargs = with_weight(self._gated(call), args, kwargs)
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         if any(map(self._is_weight, _tensors(args, kwargs))):
             self.derived.extend(_tensors((output,), {}))
         return output
+
+    def _replayed_with(self) -> Sequence[nn.Module] | None:
+        """Return the modules that an autograd function runs here, to run them in its backward.
+
+        Raises:
+            TractError: it does not run this one, whose gate it will not see then.
+
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.module.training:
+            return None
+        if not any(known is not None and known.requires_grad for known in self._parameters()):
+            return None
+        found = function_around()
+        if found is None:
+            return None
+        name, modules = found
+        if self.module not in modules:
+            raise TractError(
+                f"{self.gate.forward_uses.weight_name!r} is applied in {name}, an autograd "
+                "function with a backward of its own, where TrAct does not see its gradient; a "
+                "checkpoint may be put around the whole module that applies it"
+            )
+        return modules
 
     def _gated(self, call: LinearCall) -> Tensor:
         if torch.is_grad_enabled() and self.module.training:
