@@ -78,6 +78,14 @@ class Trace:
         self.looked_up = self.looked_up or other.looked_up
 
 
+    def give_way_to(self, other: Trace) -> None:
+        """Take another call's word for the first layers that it showed, and keep the others."""
+        first = [layer for layer in other.layers if layer.flow.kind is Kind.PIXELS]
+        shown = {name for layer in first for name in layer.parameters}
+        self.layers = [*first, *(la for la in self.layers if shown.isdisjoint(la.parameters))]
+        self.elsewhere |= other.elsewhere
+
+
 def follow_pixels(
     skeleton: nn.Module,
     args: tuple[Any, ...],
