@@ -166,7 +166,8 @@ def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> Non
         for site in stem.sites:
             gate = WeightGate(site.operation, site.parameters, config.lam, uses, rows=config.rows)
             gate.attach(model.get_submodule(site.module_name))
-    ForwardScope(every_use).attach(model)
+    names = _parameter_names(unwrap(model)[0])
+    ForwardScope(every_use, parameters=names).attach(model)
     _set_scope(model, config.scope)
     let_the_compiler_see_hooks()
     _forget_compiled()
@@ -237,12 +238,17 @@ def _wanted(
     if stems is not None:
         return sorted(stem.weight_name for stem in named_stems(model, stems))
     whole, _ = unwrap(model)
-    scopes = [scope for _, module, scope in _owned(model, ForwardScope) if module is whole]
+    scopes = [s for _, module, s in _owned(model, ForwardScope) if unwrap(module)[0] is whole]
     known = {uses for scope in scopes for uses in scope.forward_uses}
-    if known == {gate.forward_uses for _, _, gate in _owned(model, WeightGate)}:
+    on = {gate.forward_uses for _, _, gate in _owned(model, WeightGate)}
+    if known == on and all(scope.parameters == _parameter_names(whole) for scope in scopes):
         return None
-    # Enabled on a part, or a layer was put in another's place since.
+    # Enabled on a part, or layers were added or put in another's place since.
     return [stem.weight_name for stem in locate(model, example_inputs)]
+
+
+def _parameter_names(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_parameters())
 
 
 def _changes(before: StemStatus, after: TractConfig) -> Iterator[str]:

@@ -12,10 +12,13 @@ from torch import Tensor
 class Gate(torch.autograd.Function):
     """What a weight passes through: nothing changes but its gradient."""
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """Forward-mode derivatives are those of the identity, as every value is."""
-        return tangents[0].view_as(tangents[0])
+
+def dual_identity(ctx: Any, *tangents: Any) -> Any:
+    """Return what a gate's forward-mode derivative is: that of the identity, as every value is.
+
+    No gate of a compiled graph can have it: torch.compile refuses functions that do.
+    """
+    return tangents[0].view_as(tangents[0])
 
 
 def running_backward() -> int:

@@ -152,11 +152,24 @@ class PerThread(threading.local):
 
 
 class ForwardScope:
-    """Tells the gates of a model where one forward begins and ends."""
+    """Tells the gates of a model where one forward begins and ends.
 
-    def __init__(self, forward_uses: Iterable[ForwardUses], step: Step | None = None) -> None:
+    Args:
+        forward_uses: of each first layer.
+        step: shared by all gates of the model, where the rows of a step are summed.
+        parameters: the names of the parameters that the model had.
+
+    """
+
+    def __init__(
+        self,
+        forward_uses: Iterable[ForwardUses],
+        step: Step | None = None,
+        parameters: frozenset[str] = frozenset(),
+    ) -> None:
         self.forward_uses = tuple(forward_uses)
         self.step = step
+        self.parameters = parameters
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -164,6 +177,7 @@ class ForwardScope:
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on the model, outside those of its gates."""
+        torch.compiler.assume_constant_result(warn_of_miss)  # run while a graph is made, not in it
         prepend_pre_hook(model, self.begin)
         model.register_forward_hook(self.end, always_call=True)
 
@@ -187,17 +201,24 @@ class ForwardScope:
             self.step.leave(output)
         missed = [uses for uses in self.forward_uses if uses.close()]
         trains = module.training and torch.is_grad_enabled()
-        if output is not None and trains and not torch.compiler.is_compiling():
+        if output is not None and trains and not is_tracing():
             for uses in missed:  # no output: the forward raised
                 _report_miss(uses)
 
 
 def _report_miss(uses: ForwardUses) -> None:
-    if not uses.missed:
+    if torch.compiler.is_compiling():
+        warn_of_miss(uses.weight_name)
+    elif not uses.missed:
         uses.missed = True
-        warnings.warn(
-            f"TrAct is on {uses.weight_name!r}, but a forward did not apply it where it was found: "
-            "pass example_inputs=… such as that forward takes, or leave TrAct off",
-            TractWarning,
-            stacklevel=3,
-        )
+        warn_of_miss(uses.weight_name)
+
+
+def warn_of_miss(name: str) -> None:
+    """Warn that a forward did without a first layer; where it is compiled, while it is."""
+    warnings.warn(
+        f"TrAct is on {name!r}, but a forward did not apply it where it was found: "
+        "pass example_inputs=… such as that forward takes, or leave TrAct off",
+        TractWarning,
+        stacklevel=4,
+    )

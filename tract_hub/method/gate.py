@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tract_hub.errors import TractWarning
 from tract_hub.method import engine
-from tract_hub.method.engine import Gate
+from tract_hub.method.engine import Gate, dual_identity
 from tract_hub.method.gram.matrix import Gram
 from tract_hub.method.gram.precision import is_transformed
 from tract_hub.method.measure import measure
@@ -49,7 +49,8 @@ def correct_forward(
         ahead = invert_ahead(gram, lam)
         gated: Tensor = _CorrectAhead.apply(weight, ahead, gram, lam, uses, probe)
     else:
-        gated = _Correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses, probe)
+        correct = _Correct if torch.compiler.is_compiling() else _CorrectEager
+        gated = correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses, probe)
     return gated
 
 
@@ -63,7 +64,8 @@ def _suits_ahead(weight: Tensor, gram: Gram) -> bool:
 
 def notice(weight: Tensor, report: Callable[[], None]) -> Tensor:
     """Return the weight, such that a gradient that comes back to it is reported, unchanged."""
-    reporting: Tensor = _Report.apply(weight, report)
+    function = _Report if torch.compiler.is_compiling() else _ReportEager
+    reporting: Tensor = function.apply(weight, report)
     return reporting
 
 
@@ -107,6 +109,10 @@ class _Correct(Gate):
         corrected = divide_by_gram(gradients[0], gram, ctx.lam)
         probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
         return corrected, None, None, None, None, None, probed
+
+
+class _CorrectEager(_Correct):
+    jvp = staticmethod(dual_identity)
 
 
 class _CorrectAhead(Gate):
@@ -159,3 +165,7 @@ class _Report(Gate):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.report()
         return gradients[0], None
+
+
+class _ReportEager(_Report):
+    jvp = staticmethod(dual_identity)

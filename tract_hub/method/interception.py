@@ -166,7 +166,8 @@ class _GatedForward(TorchFunctionMode):
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         if any(map(self._is_weight, _tensors(args, kwargs))):
-            self.derived.extend(_tensors((output,), {}))
+            written = args[:1] if func is Tensor.__setitem__ else (output,)
+            self.derived.extend(_tensors(written, {}))
         return output
 
     def _replayed_with(self) -> Sequence[nn.Module] | None:
@@ -239,7 +240,7 @@ class _GatedForward(TorchFunctionMode):
         return any(tensor is known for known in (*self._parameters(), *self.derived))
 
     def _is_made_of_weight(self, tensor: Tensor) -> bool:
-        """Tell a weight that no torch function seen here has made: written in place, or cached."""
+        """Tell a weight that no torch function seen here has made: scripted, or cached."""
         if torch.compiler.is_compiling() or tensor.grad_fn is None:
             return False
         parameters = (known for known in self._parameters() if known is not None)

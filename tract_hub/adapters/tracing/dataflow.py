@@ -77,7 +77,6 @@ class Trace:
         self.mismatch = self.mismatch or other.mismatch
         self.looked_up = self.looked_up or other.looked_up
 
-
     def give_way_to(self, other: Trace) -> None:
         """Take another call's word for the first layers that it showed, and keep the others."""
         first = [layer for layer in other.layers if layer.flow.kind is Kind.PIXELS]
