@@ -8,6 +8,7 @@ import warnings
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -330,3 +331,31 @@ def test_a_grad_scaler_sees_overflow_and_steps_without_it(x: Tensor) -> None:
         scaler.step(optimizer)
         scaler.update()
         assert torch.equal(model.stem.weight, before) is not moves
+
+
+def test_a_compiled_forward_without_its_stem_is_reported(x: Tensor) -> None:
+    class Skips(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.pad(x, (0, 0, 0, 0, 0, 3))) if self.skips else super().forward(x)
+
+    model = Skips(STEMS["Conv2d"]())
+    model.skips = False
+    tract_hub.enable(model)
+    model.skips = True
+    run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with pytest.warns(tract_hub.TractWarning, match="did not apply it"):
+        run(x)
+    run(x)  # says so once
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_compiled_model_that_calls_itself_is_treated(x: Tensor, again: bool) -> None:
+    class CallsItself(Net):
+        def forward(self, x: Tensor, again: bool = False) -> Tensor:
+            return self(x) if again else super().forward(x)
+
+    torch.manual_seed(0)
+    model = tract_hub.enable(CallsItself(STEMS["Conv2d"]()))
+    expected = gradients(model, model, x)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_close(gradients(model, lambda x: compiled(x, again), x), expected)

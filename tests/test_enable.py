@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tract_hub
 from tests import zoo
-from tests.oracle import relative_error
+from tests.oracle import closed_form, conv_rows, relative_error
 
 
 def snapshot(model: nn.Module) -> dict[str, tuple]:
@@ -337,3 +337,85 @@ def test_hooks_stand_in_their_table_in_the_order_in_which_they_run() -> None:
     assert [hasattr(hook, "__self__") for hook in table.values()] == [True, True, False]
     layer(torch.randn(1, 3, 8, 8))
     assert order == ["the user's"]
+
+
+class TwoStems(nn.Module):
+    """A backbone, and a layer of its own that reads the pixels too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.side = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(x) + self.side(x)
+
+
+def test_a_whole_with_more_first_layers_than_its_enabled_part_is_refused() -> None:
+    model = TwoStems()
+    tract_hub.enable(model.backbone)
+    before = snapshot(model)
+    with pytest.raises(tract_hub.TractError, match=r"not backbone.0.weight, side.weight.*disable"):
+        tract_hub.enable(model)
+    assert snapshot(model) == before
+    tract_hub.enable(tract_hub.disable(model))
+    assert len(tract_hub.status(model)) == 2
+
+
+def test_a_whole_with_the_first_layer_of_its_enabled_part_is_enabled() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.ReLU())
+    tract_hub.enable(model[0])
+    before = snapshot(model)
+    tract_hub.enable(model)
+    assert snapshot(model) == before
+
+
+def test_a_layer_put_in_anothers_place_is_enabled_anew() -> None:
+    model = tract_hub.enable(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    model[0] = nn.Conv2d(3, 4, 5)
+    assert tract_hub.status(model) == ()
+    tract_hub.enable(model)
+    assert len(model._forward_pre_hooks) == 1
+    model(torch.randn(2, 3, 8, 8))  # warns of no layer that is gone
+    two = tract_hub.enable(TwoStems())
+    two.side = nn.Conv2d(3, 4, 3)
+    with pytest.raises(tract_hub.TractError, match="disable"):
+        tract_hub.enable(two)
+
+
+def test_a_layer_that_was_added_since_is_not_passed_over() -> None:
+    peft = pytest.importorskip("peft")
+    model = tract_hub.enable(TwoStems())
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["side"]))
+    with pytest.raises(tract_hub.TractError, match=r"lora_A.*disable"):
+        tract_hub.enable(adapted)
+
+
+class SharedWeight(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), other
+        self.right.weight = self.left.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x).mean() + self.right(x[..., ::2, ::2] * 3).square().mean()
+
+
+@pytest.mark.parametrize("stems", [["left"], ["right"], ["left", "right"]])
+def test_a_named_layer_whose_weight_another_has_shares_its_rows(stems: list[str]) -> None:
+    torch.manual_seed(0)
+    model, x = SharedWeight(nn.Conv2d(3, 4, 3)).double(), torch.randn(4, 3, 9, 9).double()
+    (raw,) = torch.autograd.grad(model(x), model.left.weight)
+    rows = [torch.cat([conv_rows(x, raw)[0], conv_rows(x[..., ::2, ::2] * 3, raw)[0]])]
+    tract_hub.enable(model, stems=stems)(x).backward()
+    assert relative_error(model.left.weight.grad, closed_form(raw, rows, 0.1)) < 1e-11
+
+
+def test_a_named_layer_whose_weight_something_else_has_is_refused() -> None:
+    model = SharedWeight(nn.ConvTranspose2d(4, 3, 3))
+    before = snapshot(model)
+    with pytest.raises(tract_hub.UnsupportedStemError, match="'right' too"):
+        tract_hub.enable(model, stems=["left"])
+    assert snapshot(model) == before

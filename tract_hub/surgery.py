@@ -13,11 +13,12 @@ from torch import nn
 
 from tract_hub.adapters.locator import locate
 from tract_hub.adapters.named import named_stems
+from tract_hub.adapters.wrappers import unwrap
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.forwards import ForwardScope, ForwardUses
 from tract_hub.method.hooks import let_the_compiler_see_hooks
-from tract_hub.method.interception import WeightGate
+from tract_hub.method.interception import WeightGate, lookup
 from tract_hub.method.step.ledger import Ledger
 from tract_hub.method.step.step import Step
 from tract_hub.stem import Stem
@@ -86,7 +87,7 @@ def enable(
     _check_module("enable", model)
     present = status(model)
     if present:
-        _adjust(model, config, present, stems)
+        _adjust(model, config, present, stems, example_inputs)
         return model
     found = locate(model, example_inputs) if stems is None else named_stems(model, stems)
     for stem in found:
@@ -125,8 +126,7 @@ def status(model: nn.Module) -> tuple[StemStatus, ...]:
     found: dict[int, StemStatus] = {}
     for name, module, gate in _owned(model, WeightGate):
         weight = f"{name}.{gate.parameters[0]}".lstrip(".")
-        parameters = [module.get_parameter(parameter) for parameter in gate.parameters]
-        frozen = not any(parameter.requires_grad for parameter in parameters)
+        frozen = not any(parameter.requires_grad for parameter in _weights(module, gate))
         state = StemStatus(weight, gate.lam, _scope(gate), gate.rows, frozen, module.training)
         found.setdefault(id(gate.forward_uses), state)
     return tuple(sorted(found.values(), key=lambda state: state.weight_name))
@@ -139,9 +139,15 @@ def stem_parameters(model: nn.Module) -> dict[ForwardUses, tuple[nn.Parameter, .
     """
     found: dict[ForwardUses, tuple[nn.Parameter, ...]] = {}
     for _, module, gate in _owned(model, WeightGate):
-        parameters = tuple(module.get_parameter(name) for name in gate.parameters)
-        found.setdefault(gate.forward_uses, parameters)
+        parameters = (p for p in _weights(module, gate) if isinstance(p, nn.Parameter))
+        found.setdefault(gate.forward_uses, tuple(parameters))
     return found
+
+
+def _weights(module: nn.Module, gate: WeightGate) -> list[torch.Tensor]:
+    """What a gate's weight is made of, as far as it is still there."""
+    found = (lookup(module, name) for name in gate.parameters)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _check_module(caller: str, model: Any) -> None:
@@ -150,6 +156,8 @@ def _check_module(caller: str, model: Any) -> None:
 
 
 def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> None:
+    for _, module, scope in list(_owned(model, ForwardScope)):
+        scope.detach(module)  # of layers that others have taken the place of
     every_use = []
     for stem in stems:
         groups = getattr(stem.module, "groups", 1)
@@ -158,7 +166,8 @@ def _attach(model: nn.Module, stems: Sequence[Stem], config: TractConfig) -> Non
         for site in stem.sites:
             gate = WeightGate(site.operation, site.parameters, config.lam, uses, rows=config.rows)
             gate.attach(model.get_submodule(site.module_name))
-    ForwardScope(every_use).attach(model)
+    names = _parameter_names(unwrap(model)[0])
+    ForwardScope(every_use, parameters=names).attach(model)
     _set_scope(model, config.scope)
     let_the_compiler_see_hooks()
     _forget_compiled()
@@ -191,11 +200,16 @@ def _adjust(
     config: TractConfig,
     present: Sequence[StemStatus],
     stems: Sequence[str | Stem] | None,
+    example_inputs: Any,
 ) -> None:
     """A second ``enable``: the same stems, perhaps another λ."""
     names = [state.weight_name for state in present]
-    if stems is not None and sorted(s.weight_name for s in named_stems(model, stems)) != names:
-        raise TractError(f"TrAct is already on {', '.join(names)}: call disable(model) first")
+    wanted = _wanted(model, stems, example_inputs)
+    if wanted is not None and wanted != names:
+        raise TractError(
+            f"TrAct is already on {', '.join(names)}, which is not {', '.join(wanted)}: "
+            "call disable(model) first"
+        )
     changed = [state for state in present if any(_changes(state, config))]
     if not changed:
         return
@@ -215,6 +229,26 @@ def _adjust(
     if new_scope:
         _set_scope(model, config.scope)
     _forget_compiled()
+
+
+def _wanted(
+    model: nn.Module, stems: Sequence[str | Stem] | None, example_inputs: Any
+) -> list[str] | None:
+    """Name the weights that an ``enable`` is for; None where they are those it is on already."""
+    if stems is not None:
+        return sorted(stem.weight_name for stem in named_stems(model, stems))
+    whole, _ = unwrap(model)
+    scopes = [s for _, module, s in _owned(model, ForwardScope) if unwrap(module)[0] is whole]
+    known = {uses for scope in scopes for uses in scope.forward_uses}
+    on = {gate.forward_uses for _, _, gate in _owned(model, WeightGate)}
+    if known == on and all(scope.parameters == _parameter_names(whole) for scope in scopes):
+        return None
+    # Enabled on a part, or layers were added or put in another's place since.
+    return [stem.weight_name for stem in locate(model, example_inputs)]
+
+
+def _parameter_names(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_parameters())
 
 
 def _changes(before: StemStatus, after: TractConfig) -> Iterator[str]:

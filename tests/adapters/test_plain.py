@@ -216,3 +216,78 @@ def test_what_a_pre_hook_makes_of_the_pixels_is_the_layer_s_input() -> None:
         gradients.append(conv.weight.grad.clone())
     rows = layer_rows(conv, standardise(conv, (images,))[0])
     assert relative_error(gradients[1], closed_form(gradients[0], rows, 0.1)) < 1e-12
+
+
+class Tied(nn.Module):
+    """Decodes with the weight that it encodes with."""
+
+    def __init__(self, decode):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(9, 9, bias=False), decode
+
+    def forward(self, x):
+        return self.decode(self.encode(x).relu(), self.encode.weight)
+
+
+@pytest.mark.parametrize(
+    "decode", [lambda h, w: F.linear(h, w.t()), torch.matmul, lambda h, w: torch.addmm(h, h, w)]
+)
+def test_a_weight_that_decodes_too_is_refused_whatever_applies_it(decode) -> None:
+    with pytest.raises(tract_hub.UnsupportedStemError, match="something else too"):
+        tract_hub.locate(Tied(decode))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_scripted_layers_are_refused(inside: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    if inside:
+        model[0] = torch.jit.script(model[0])
+    else:
+        model = torch.jit.script(model)
+    with pytest.raises(tract_hub.UnsupportedStemError, match=r"'0.weight'.*convolution"):
+        tract_hub.locate(model)
+
+
+class OtherInTraining(nn.Module):
+    """Has two branches in training; in eval mode one of them, or one kernel made of both."""
+
+    def __init__(self, fused: bool):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.fused = fused
+
+    def forward(self, x):
+        if self.training:
+            return self.wide(x) + self.narrow(x)
+        kernel = self.wide.weight
+        if self.fused:
+            kernel = kernel + F.pad(self.narrow.weight, (1, 1, 1, 1))
+        return F.conv2d(x, kernel, padding=1)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("mode", [False, True])
+def test_first_layers_are_those_of_a_forward_in_training(fused: bool, mode: bool) -> None:
+    model, x = OtherInTraining(fused).train(mode).double(), torch.randn(4, 3, 8, 8).double()
+    model.train()
+    layers = {"narrow": model.narrow, "wide": model.wide}
+    weights = [layer.weight for layer in layers.values()]
+    raw = torch.autograd.grad(model(x).square().sum(), weights)
+    tract_hub.enable(model.train(mode))
+    assert model.training is mode
+    assert [s.weight_name for s in tract_hub.status(model)] == ["narrow.weight", "wide.weight"]
+    model.train()(x).square().sum().backward()
+    for layer, gradient in zip(layers.values(), raw, strict=True):
+        expected = closed_form(gradient, layer_rows(layer, x), 0.1)
+        assert relative_error(layer.weight.grad, expected) < 1e-11
+
+
+def test_a_forward_that_needs_labels_in_training_is_followed_without() -> None:
+    class NeedsLabels(nn.Sequential):
+        def forward(self, x, labels=None):
+            if self.training and labels is None:
+                raise ValueError("labels, please")
+            return super().forward(x)
+
+    (stem,) = tract_hub.locate(NeedsLabels(nn.Conv2d(3, 4, 3)))
+    assert stem.weight_name == "0.weight"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tract_hub.adapters.search import ShapeSearch
 from tract_hub.adapters.tracing.dataflow import Trace, follow_pixels
+from tract_hub.adapters.tracing.skeleton import training
 from tract_hub.adapters.zoos.examples import Example, given_example
 from tract_hub.adapters.zoos.lookup import examples_for
 from tract_hub.errors import ExampleInputError
@@ -59,12 +60,24 @@ def follow(model: nn.Module, skeleton: nn.Module, example_inputs: Any = None) ->
         if attempt.trace.ended is not None:
             failures.append(attempt.trace)
         elif attempt.trace.layers or not guess:
-            return attempt
+            return _in_both_modes(attempt, runner.live)
         else:  # a forward may do without the pixels that another choice of inputs makes it use
             unused = unused or attempt
     if unused:
-        return unused
+        return _in_both_modes(unused, runner.live)
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
+
+
+def _in_both_modes(attempt: Attempt, live: list[Tensor]) -> Attempt:
+    """Add what a forward in training mode shows: it is the one that TrAct acts in.
+
+    Where it does not come to its end, as without labels, the other has to do.
+    """
+    with training(attempt.skeleton):
+        trained = _Runner(attempt.skeleton, live).run(attempt.example).trace
+    if trained.ended is None:
+        attempt.trace.give_way_to(trained)
+    return attempt
 
 
 def _varied(runner: _Runner, example: Example) -> Attempt:

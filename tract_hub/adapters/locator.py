@@ -87,7 +87,7 @@ def _first_layers(
     if not groups:
         raise StemNotFoundError(_why_none(model, trace))
     for layers in groups.values():
-        call, obstacle = layers[0].call, _obstacle(layers, trace)
+        call, obstacle = layers[0].call, _obstacle(skeleton, layers, trace)
         if call is None or obstacle:
             raise UnsupportedStemError(
                 f"{type(model).__name__}: {_main_parameter(skeleton, layers[0])!r} reads the "
@@ -97,14 +97,18 @@ def _first_layers(
         yield call, layers
 
 
-def _obstacle(layers: list[Consumption], trace: Trace) -> str | None:
+def _obstacle(skeleton: nn.Module, layers: list[Consumption], trace: Trace) -> str | None:
     for layer in layers:
         if layer.call is None:
             return f"through {layer.operation!r}, which TrAct does not treat"
         if layer.weight_flow is not None:
             return "its weight is itself computed from the pixels"
-        if not trace.elsewhere.get(layer.operation, set()).isdisjoint(layer.parameters):
+        if not trace.elsewhere.isdisjoint(layer.parameters):
             return "it is applied to something else too"
+        if layer.function is not None:
+            name, within = layer.function
+            if not any(module in within for module in _applying(skeleton, layer)):
+                return f"in {name}, an autograd function with a backward of its own"
     return None
 
 
@@ -153,7 +157,8 @@ def _holder(parameter: str) -> str:
 
 def _main_parameter(skeleton: nn.Module, layer: Consumption) -> str:
     """The parameter that has the weight's shape, or else the largest that it is made of."""
-    parameters = {name: skeleton.get_parameter(name) for name in layer.parameters}
+    known = dict(skeleton.named_parameters())  # scripted modules have no get_parameter
+    parameters = {name: known[name] for name in layer.parameters}
     shape = layer.call.weight.shape if layer.call else None
     return max(parameters, key=lambda n: (parameters[n].shape == shape, parameters[n].numel()))
 
@@ -163,14 +168,23 @@ def _sites(skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Itera
     main = _main_parameter(skeleton, layers[0])
     order = sorted(layers[0].parameters, key=lambda name: name != main)
     parameters = [skeleton.get_parameter(name) for name in order]
-    for modules, operation in dict.fromkeys((layer.modules, layer.operation) for layer in layers):
-        for module in reversed(modules):  # the innermost that holds the parameters
+    unique = {(layer.modules, layer.operation): layer for layer in layers}
+    for layer in unique.values():
+        for module in _applying(skeleton, layer):
             below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
-            if all(id(parameter) in below for parameter in parameters):
-                module_name = (prefix + names[id(module)]).rstrip(".")
-                relative = tuple(below[id(parameter)] for parameter in parameters)
-                yield Site(module_name, operation, relative)
-                break
+            module_name = (prefix + names[id(module)]).rstrip(".")
+            relative = tuple(below[id(parameter)] for parameter in parameters)
+            yield Site(module_name, layer.operation, relative)
+
+
+def _applying(skeleton: nn.Module, layer: Consumption) -> list[nn.Module]:
+    """The innermost module around a layer's call that holds all its parameters."""
+    known = dict(skeleton.named_parameters())
+    parameters = {id(known[name]) for name in layer.parameters}
+    for module in reversed(layer.modules):
+        if parameters <= {id(parameter) for parameter in module.parameters()}:
+            return [module]
+    return []
 
 
 def _notes(layers: list[Consumption]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import nn
@@ -33,8 +34,11 @@ def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ..
     found = [
         _checked(model, stem) if isinstance(stem, Stem) else _named(model, stem) for stem in stems
     ]
-    unique = {stem.weight_name: stem for stem in found}
-    return tuple(unique[name] for name in sorted(unique))
+    unique: dict[str, Stem] = {}
+    for stem in sorted(found, key=lambda stem: stem.weight_name):
+        if not any(stem.sites[0] in known.sites for known in unique.values()):  # one weight, twice
+            unique[stem.weight_name] = stem
+    return tuple(unique.values())
 
 
 def _checked(model: nn.Module, stem: Stem) -> Stem:
@@ -62,7 +66,8 @@ def _named(model: nn.Module, entry: str) -> Stem:
     prefix = unwrap(model)[1]
     for name in (entry, prefix + entry, entry.removesuffix(".weight")):
         if name in modules:
-            return _stem_of(name, modules[name])
+            stem = _stem_of(name, modules[name])
+            return replace(stem, sites=(*stem.sites, *_tied(model, stem)))
     hint = did_you_mean(repr(entry), map(repr, filter(None, modules)))
     raise StemNotFoundError(f"{type(model).__name__} has no layer {entry!r}; {hint}")
 
@@ -85,6 +90,26 @@ def _stem_of(name: str, module: nn.Module) -> Stem:
         derived=parameters != ("weight",),
         reason="named by the user",
     )
+
+
+def _tied(model: nn.Module, stem: Stem) -> Iterator[Site]:
+    """Where else the weight of a layer is applied: all uses share one matrix.
+
+    Raises:
+        UnsupportedStemError: by a module that is no such layer.
+
+    """
+    held = dict(stem.module.named_parameters(recurse=False))
+    own = {id(held[name]) for name in stem.sites[0].parameters if name in held}
+    for name, module in model.named_modules():
+        if module is stem.module or own.isdisjoint(map(id, module.parameters(recurse=False))):
+            continue
+        if not isinstance(module, _LAYERS) or _kind(module)[0] != stem.operation:
+            raise UnsupportedStemError(
+                f"{stem.weight_name!r} is a parameter of {name!r} too, a {type(module).__name__}: "
+                "TrAct cannot treat a weight that is applied to something else as well"
+            )
+        yield Site(name, stem.operation, _weight_parameters(module))
 
 
 def _kind(module: nn.Module) -> tuple[str, int]:

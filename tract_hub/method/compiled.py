@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from tract_hub.errors import TractError
-from tract_hub.method.engine import in_transform
+from tract_hub.method.engine import Gate, in_transform
 from tract_hub.method.gram.matrix import gram_of
 from tract_hub.method.gram.precision import widest_dtype
 from tract_hub.method.operations import Convolution, LinearCall
@@ -68,7 +68,7 @@ def correct_compiled(weight: Tensor, call: LinearCall, lam: float, site: str) ->
     return gated
 
 
-class _CorrectCompiled(torch.autograd.Function):
+class _CorrectCompiled(Gate):
     @staticmethod
     def forward(weight: Tensor, inverse: Tensor) -> Tensor:
         return torch.ops.tract_hub.gate(weight, inverse)  # type: ignore[no-any-return]

@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 
+class Gate(torch.autograd.Function):
+    """What a weight passes through: nothing changes but its gradient."""
+
+
+def dual_identity(ctx: Any, *tangents: Any) -> Any:
+    """Return what a gate's forward-mode derivative is: that of the identity, as every value is.
+
+    No gate of a compiled graph can have it: torch.compile refuses functions that do.
+    """
+    return tangents[0].view_as(tangents[0])
+
+
 def running_backward() -> int:
     """Return the number of the backward that runs in this thread; no other ever has the same."""
     return torch._C._current_graph_task_id()
@@ -48,12 +60,22 @@ def leaves(node: Any) -> list[Tensor]:
     return [leaf.variable for leaf in _leaf_nodes(node)]
 
 
-def _leaf_nodes(node: Any) -> Iterator[Any]:
+def is_made_of(tensor: Tensor, leaf: Tensor) -> bool:
+    """Tell whether a tensor was computed from a leaf, by its graph, and not through a gate."""
+    node = tensor.grad_fn
+    return node is not None and any(
+        known.variable is leaf for known in _leaf_nodes(node, through_gates=False)
+    )
+
+
+def _leaf_nodes(node: Any, through_gates: bool = True) -> Iterator[Any]:
     seen, rest = {node}, [node]
     while rest:
         node = rest.pop()
         if hasattr(node, "variable"):
             yield node
+        if not through_gates and issubclass(getattr(node, "_forward_cls", object), Gate):
+            continue
         for below, _ in node.next_functions:
             if below is not None and below not in seen:
                 seen.add(below)

@@ -6,7 +6,7 @@ import itertools
 import threading
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from tract_hub.method.hooks import (
     let_the_compiler_see_hooks,
     prepend_pre_hook,
     remove_hook,
+    runs_already,
 )
 from tract_hub.method.step.step import Step
 
@@ -61,17 +62,24 @@ class ForwardUses:
         if self._process != _PROCESS:
             self.site, self._process = f"{next(_sites)} {self.weight_name}", _PROCESS
 
-    def open(self) -> None:
+    def open(self, model: nn.Module) -> None:
         """Begin a forward. Outside of one, each use stands alone."""
-        self._thread.here.uses = []
-        self._thread.here.applied = False
-        self._thread.here.compiled = False
+        here = self._thread.here
+        if here.uses is not None and not torch.compiler.is_compiling() and runs_already(model):
+            here.depth += 1  # the model calls itself: still one forward
+            return
+        here.uses, here.model, here.depth = [], model, 0
+        here.applied, here.replayed, here.compiled = 0, False, False
 
     def close(self) -> bool:
         """End it: from here on, only its graph knows the uses. Say whether it missed the weight."""
-        opened = self._thread.here.uses is not None  # not where TrAct was enabled half-way
-        self._thread.here.uses = None
-        return opened and not self._thread.here.applied
+        here = self._thread.here
+        if here.depth > 0:
+            here.depth -= 1
+            return False
+        opened = here.uses is not None  # not where TrAct was enabled half-way
+        here.uses = here.model = None
+        return opened and not here.applied
 
     def report_untreated(self) -> None:
         """Say, once, that a gradient went by which no forward in training mode had prepared."""
@@ -79,9 +87,27 @@ class ForwardUses:
             self.untreated = True
             warn_of_eval(self.weight_name)
 
-    def meet(self) -> None:
-        """Note that the weight is applied, with or without a gradient."""
-        self._thread.here.applied = True
+    def meet(self, replayed_with: Sequence[nn.Module] | None = None) -> None:
+        """Note that the weight is applied, with or without a gradient.
+
+        Args:
+            replayed_with: the modules that an autograd function runs without a graph, to run them
+                again in its backward, as reentrant checkpoints do; None where there is none.
+
+        Raises:
+            TractError: the forward has several uses, and some are made again, one by one.
+
+        """
+        here = self._thread.here
+        here.applied += 1
+        if here.uses is None:
+            return
+        here.replayed |= replayed_with is not None and here.model not in replayed_with
+        if here.replayed and here.applied > 1:
+            raise TractError(
+                f"{self.weight_name!r} is used several times in one forward and recomputed by a "
+                "reentrant checkpoint, which does not show them together: pass use_reentrant=False"
+            )
 
     def note(self, gram: Gram | None) -> list[Gram]:
         """Add one use, None where it is compiled; return what all uses of this forward share."""
@@ -108,7 +134,10 @@ class Here:
     def __init__(self) -> None:
         self.modes: list[Any] = []  # of one gate, entered and not left
         self.uses: list[Any] | None = None  # of one weight, in an open forward
-        self.applied = False  # that weight, in that forward
+        self.model: nn.Module | None = None  # whose forward that is
+        self.depth = 0  # how often that forward has called itself
+        self.applied = 0  # how often that forward has applied the weight
+        self.replayed = False  # whether an autograd function will do so again
         self.compiled = False  # that use
 
 
@@ -123,11 +152,24 @@ class PerThread(threading.local):
 
 
 class ForwardScope:
-    """Tells the gates of a model where one forward begins and ends."""
+    """Tells the gates of a model where one forward begins and ends.
 
-    def __init__(self, forward_uses: Iterable[ForwardUses], step: Step | None = None) -> None:
+    Args:
+        forward_uses: of each first layer.
+        step: shared by all gates of the model, where the rows of a step are summed.
+        parameters: the names of the parameters that the model had.
+
+    """
+
+    def __init__(
+        self,
+        forward_uses: Iterable[ForwardUses],
+        step: Step | None = None,
+        parameters: frozenset[str] = frozenset(),
+    ) -> None:
         self.forward_uses = tuple(forward_uses)
         self.step = step
+        self.parameters = parameters
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -135,6 +177,7 @@ class ForwardScope:
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on the model, outside those of its gates."""
+        torch.compiler.assume_constant_result(warn_of_miss)  # run while a graph is made, not in it
         prepend_pre_hook(model, self.begin)
         model.register_forward_hook(self.end, always_call=True)
 
@@ -147,7 +190,7 @@ class ForwardScope:
     def begin(self, module: nn.Module, inputs: Any) -> None:
         """Start to collect uses."""
         for uses in self.forward_uses:
-            uses.open()
+            uses.open(module)
         if self.step is not None and not is_tracing():
             leave_graph()
             self.step.enter()
@@ -158,17 +201,24 @@ class ForwardScope:
             self.step.leave(output)
         missed = [uses for uses in self.forward_uses if uses.close()]
         trains = module.training and torch.is_grad_enabled()
-        if output is not None and trains and not torch.compiler.is_compiling():
+        if output is not None and trains and not is_tracing():
             for uses in missed:  # no output: the forward raised
                 _report_miss(uses)
 
 
 def _report_miss(uses: ForwardUses) -> None:
-    if not uses.missed:
+    if torch.compiler.is_compiling():
+        warn_of_miss(uses.weight_name)
+    elif not uses.missed:
         uses.missed = True
-        warnings.warn(
-            f"TrAct is on {uses.weight_name!r}, but a forward did not apply it where it was found: "
-            "pass example_inputs=… such as that forward takes, or leave TrAct off",
-            TractWarning,
-            stacklevel=3,
-        )
+        warn_of_miss(uses.weight_name)
+
+
+def warn_of_miss(name: str) -> None:
+    """Warn that a forward did without a first layer; where it is compiled, while it is."""
+    warnings.warn(
+        f"TrAct is on {name!r}, but a forward did not apply it where it was found: "
+        "pass example_inputs=… such as that forward takes, or leave TrAct off",
+        TractWarning,
+        stacklevel=4,
+    )

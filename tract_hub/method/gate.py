@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tract_hub.errors import TractWarning
 from tract_hub.method import engine
+from tract_hub.method.engine import Gate, dual_identity
 from tract_hub.method.gram.matrix import Gram
 from tract_hub.method.gram.precision import is_transformed
 from tract_hub.method.measure import measure
@@ -48,7 +49,8 @@ def correct_forward(
         ahead = invert_ahead(gram, lam)
         gated: Tensor = _CorrectAhead.apply(weight, ahead, gram, lam, uses, probe)
     else:
-        gated = _Correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses, probe)
+        correct = _Correct if torch.compiler.is_compiling() else _CorrectEager
+        gated = correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses, probe)
     return gated
 
 
@@ -62,7 +64,8 @@ def _suits_ahead(weight: Tensor, gram: Gram) -> bool:
 
 def notice(weight: Tensor, report: Callable[[], None]) -> Tensor:
     """Return the weight, such that a gradient that comes back to it is reported, unchanged."""
-    reporting: Tensor = _Report.apply(weight, report)
+    function = _Report if torch.compiler.is_compiling() else _ReportEager
+    reporting: Tensor = function.apply(weight, report)
     return reporting
 
 
@@ -76,7 +79,7 @@ def warn_of_eval(name: str) -> None:
     )
 
 
-class _Correct(torch.autograd.Function):
+class _Correct(Gate):
     """∇W ↦ ∇W · (XᵀX / rows + λI)⁻¹ on the way back."""
 
     generate_vmap_rule = True
@@ -108,7 +111,11 @@ class _Correct(torch.autograd.Function):
         return corrected, None, None, None, None, None, probed
 
 
-class _CorrectAhead(torch.autograd.Function):
+class _CorrectEager(_Correct):
+    jvp = staticmethod(dual_identity)
+
+
+class _CorrectAhead(Gate):
     """The same with an inverse that is on its way, and so cannot be saved as tensors are."""
 
     @staticmethod
@@ -143,7 +150,7 @@ def _over(uses: Sequence[Gram], own: Gram) -> Gram:
     return sum(uses[1:], start=uses[0]) if len(uses) > 1 else own
 
 
-class _Report(torch.autograd.Function):
+class _Report(Gate):
     generate_vmap_rule = True
 
     @staticmethod
@@ -158,3 +165,7 @@ class _Report(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.report()
         return gradients[0], None
+
+
+class _ReportEager(_Report):
+    jvp = staticmethod(dual_identity)

@@ -7,7 +7,7 @@ weight is the stem's parameter, or was derived from it, the weight passes throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tract_hub.errors import TractError
+from tract_hub.method import engine
 from tract_hub.method.compiled import calls_operators, check_compiler, correct_compiled
 from tract_hub.method.forwards import ForwardUses, PerThread
 from tract_hub.method.gate import Correction, correct_forward, gate_weight, notice
 from tract_hub.method.gram.matrix import gram_of
 from tract_hub.method.gram.precision import is_transformed
-from tract_hub.method.hooks import is_tracing, leave_graph, prepend_pre_hook, remove_hook
+from tract_hub.method.hooks import (
+    is_tracing,
+    leave_graph,
+    prepend_pre_hook,
+    remove_hook,
+    runs_already,
+)
 from tract_hub.method.operations import (
     LinearCall,
     as_cast,
+    function_around,
     read_call,
     thinned,
     with_weight,
@@ -83,7 +92,8 @@ class WeightGate:
         """Start reading the torch functions that the module's forward calls."""
         if is_tracing():
             return
-        self._drop_interrupted()
+        if self._thread.here.modes and (torch.compiler.is_compiling() or not runs_already(module)):
+            self._drop_interrupted()
         mode = _GatedForward(self, module)
         if not torch.compiler.is_compiling():
             self._running.append(mode)
@@ -151,13 +161,37 @@ class _GatedForward(TorchFunctionMode):
             return func(*args, **kwargs)
         call = read_call(func, args, kwargs)
         if call is not None and self._applies(call):
-            self.gate.forward_uses.meet()
+            self.gate.forward_uses.meet(self._replayed_with())
             args, kwargs = with_weight(self._gated(call), args, kwargs)
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
-        if isinstance(output, Tensor) and any(map(self._is_weight, _tensors(args, kwargs))):
-            self.derived.append(output)
+        if any(map(self._is_weight, _tensors(args, kwargs))):
+            written = args[:1] if func is Tensor.__setitem__ else (output,)
+            self.derived.extend(_tensors(written, {}))
         return output
+
+    def _replayed_with(self) -> Sequence[nn.Module] | None:
+        """Return the modules that an autograd function runs here, to run them in its backward.
+
+        Raises:
+            TractError: it does not run this one, whose gate it will not see then.
+
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.module.training:
+            return None
+        if not any(known is not None and known.requires_grad for known in self._parameters()):
+            return None
+        found = function_around()
+        if found is None:
+            return None
+        name, modules = found
+        if self.module not in modules:
+            raise TractError(
+                f"{self.gate.forward_uses.weight_name!r} is applied in {name}, an autograd "
+                "function with a backward of its own, where TrAct does not see its gradient; a "
+                "checkpoint may be put around the whole module that applies it"
+            )
+        return modules
 
     def _gated(self, call: LinearCall) -> Tensor:
         if torch.is_grad_enabled() and self.module.training:
@@ -198,12 +232,22 @@ class _GatedForward(TorchFunctionMode):
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""
-        named = call.name == self.gate.operation
-        return named and self._is_weight(call.weight) and not self._is_weight(call.input)
+        if call.name != self.gate.operation or self._is_weight(call.input):
+            return False
+        return self._is_weight(call.weight) or self._is_made_of_weight(call.weight)
 
     def _is_weight(self, tensor: Any) -> bool:
-        parameters = (_lookup(self.module, name) for name in self.gate.parameters)
-        return any(tensor is known for known in (*parameters, *self.derived))
+        return any(tensor is known for known in (*self._parameters(), *self.derived))
+
+    def _is_made_of_weight(self, tensor: Tensor) -> bool:
+        """Tell a weight that no torch function seen here has made: scripted, or cached."""
+        if torch.compiler.is_compiling() or tensor.grad_fn is None:
+            return False
+        parameters = (known for known in self._parameters() if known is not None)
+        return any(engine.is_made_of(tensor, known) for known in parameters)
+
+    def _parameters(self) -> Iterable[Tensor | None]:
+        return (lookup(self.module, name) for name in self.gate.parameters)
 
 
 def _takes_gradient(weight: Tensor) -> bool:
@@ -213,13 +257,19 @@ def _takes_gradient(weight: Tensor) -> bool:
     return is_transformed(weight)
 
 
-def _lookup(module: nn.Module, name: str) -> Tensor | None:
-    """The tensor that stands under a parameter's name now: sharding puts others in its place."""
+def lookup(module: nn.Module, name: str) -> Tensor | None:
+    """Return the tensor that stands under a parameter's name now.
+
+    Sharding and pruning put others in its place; None where a norm was removed with its parameter.
+    """
     *path, last = name.split(".")
+    holder: nn.Module | None = module
     for part in path:
-        module = module._modules[part]  # type: ignore[assignment]
-    found = module._parameters.get(last)
-    return module.__dict__.get(last) if found is None else found
+        holder = None if holder is None else holder._modules.get(part)
+    if holder is None:
+        return None
+    found = holder._parameters.get(last)
+    return holder.__dict__.get(last) if found is None else found
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Tensor]:

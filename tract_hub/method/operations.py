@@ -7,13 +7,16 @@ and the weight that were truly used.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import CodeType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,45 @@ def with_weight(
         if name in kwargs:
             return args, {**kwargs, name: weight}
     return (args[0], weight, *args[2:]) if len(args) > 1 else (weight, *args[1:]), kwargs
+
+
+def function_around() -> tuple[str, list[nn.Module]] | None:
+    """Find the custom autograd function whose forward makes the call that runs now.
+
+    Its backward is its own: it need not be one that differentiates the call.
+
+    Returns:
+        The name of the innermost, and the modules whose forward runs within it; None where there
+        is none.
+
+    """
+    modules: list[nn.Module] = []
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "_call_impl" and isinstance(frame.f_locals.get("self"), nn.Module):
+            modules.append(frame.f_locals["self"])
+        elif code.co_name == "forward":
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if not isinstance(first, nn.Module):
+                name = _function_of(code, first)
+                if name is not None:
+                    return name, modules
+        frame = frame.f_back
+    return None
+
+
+def _function_of(code: CodeType, first: Any) -> str | None:
+    """Name the autograd function whose forward has this code, and was given this first."""
+    if isinstance(first, FunctionCtx):
+        return type(first).__name__.removesuffix("Backward")
+    rest: list[type] = [torch.autograd.Function]
+    while rest:  # of those with a setup_context, the forward is a plain function
+        function = rest.pop()
+        rest += function.__subclasses__()
+        if getattr(inspect.unwrap(function.forward), "__code__", None) is code:  # type: ignore[attr-defined]
+            return function.__name__
+    return None
 
 
 def as_cast(call: LinearCall) -> LinearCall:

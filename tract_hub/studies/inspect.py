@@ -80,11 +80,11 @@ def inspect_model(model: nn.Module) -> Inspection:
     said += [f"{stem.weight_name}: {note}" for stem in stems for note in stem.notes]
     attempt = follow(model, meta_skeleton(model))
     with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
-        again = attempt.again()
+        attempt.again()
     step = 3 * counter.get_total_flops()
     shapes = tuple(tuple(pixels.shape) for pixels in attempt.example.pixels)
-    plain = stems_of(model, again)
-    costs = tuple(_cost(stem.weight_name, again.trace, step) for stem in plain)
+    plain = stems_of(model, attempt)
+    costs = tuple(_cost(stem.weight_name, attempt.trace, step) for stem in plain)
     return Inspection(stems, costs, shapes, tuple(said))
 
 

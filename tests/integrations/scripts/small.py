@@ -104,14 +104,14 @@ def frozen(x):
 
 
 class Fickle(Net):
-    """Another layer reads the pixels while it trains."""
+    """Another layer reads the pixels while gradients are kept: no search sees that."""
 
     def __init__(self):
         super().__init__()
         self.other = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        stem = self.other if self.training else self.stem
+        stem = self.other if torch.is_grad_enabled() else self.stem
         return self.head(stem(x).mean((2, 3)))
 
 

@@ -21,7 +21,7 @@ from tract_hub.adapters.tracing.meta_values import keep_values, stand_in, stand_
 from tract_hub.adapters.tracing.mismatch import Mismatch, mismatch_of
 from tract_hub.adapters.tracing.recurrence import run_first_step
 from tract_hub.errors import ExampleInputError
-from tract_hub.method.operations import LinearCall, read_call
+from tract_hub.method.operations import LinearCall, function_around, read_call
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Consumption:
         modules: the modules whose forward was running, outermost first.
         derived: whether the weight is not the parameter itself.
         weight_flow: how the pixels reached the weight, where they did.
+        function: the custom autograd function that makes the call, and the modules within it.
 
     """
 
@@ -46,6 +47,7 @@ class Consumption:
     modules: tuple[nn.Module, ...]
     derived: bool = False
     weight_flow: Flow | None = None
+    function: tuple[str, list[nn.Module]] | None = None
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Trace:
 
     Attributes:
         layers: consumptions of the pixels, and of what is no longer affine in them.
-        elsewhere: for each operation, the parameters it applied to anything but the pixels.
+        elsewhere: the parameters of layers that were applied to anything but the pixels.
         ended: why the forward did not come to its end, if it did not.
         mismatch: the sizes that did not fit in the last call that failed.
         looked_up: the embedding in which a model that takes indices looked up the pixels.
@@ -62,7 +64,7 @@ class Trace:
     """
 
     layers: list[Consumption] = field(default_factory=list)
-    elsewhere: dict[str, set[str]] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
     ended: Exception | None = None
     mismatch: Mismatch | None = None
     looked_up: str | None = None
@@ -70,11 +72,17 @@ class Trace:
     def add(self, other: Trace) -> None:
         """Add what another call of the same model showed."""
         self.layers += other.layers
-        for operation, parameters in other.elsewhere.items():
-            self.elsewhere.setdefault(operation, set()).update(parameters)
+        self.elsewhere |= other.elsewhere
         self.ended = self.ended or other.ended
         self.mismatch = self.mismatch or other.mismatch
         self.looked_up = self.looked_up or other.looked_up
+
+    def give_way_to(self, other: Trace) -> None:
+        """Take another call's word for the first layers that it showed, and keep the others."""
+        first = [layer for layer in other.layers if layer.flow.kind is Kind.PIXELS]
+        shown = {name for layer in first for name in layer.parameters}
+        self.layers = [*first, *(la for la in self.layers if shown.isdisjoint(la.parameters))]
+        self.elsewhere |= other.elsewhere
 
 
 def follow_pixels(
@@ -224,7 +232,7 @@ class _Layers(TorchFunctionMode):
         if input.parameters:  # part of computing a weight
             return
         if input.flow is None or input.flow.kind is Kind.FEATURES:
-            self.trace.elsewhere.setdefault(call.name, set()).update(weight.parameters)
+            self.trace.elsewhere.update(weight.parameters)
             return
         self.trace.layers.append(
             Consumption(
@@ -235,6 +243,7 @@ class _Layers(TorchFunctionMode):
                 modules=tuple(self.stack),
                 derived=id(call.weight) not in self.names,
                 weight_flow=weight.flow,
+                function=function_around(),
             )
         )
 
@@ -285,6 +294,8 @@ class _Operations(TorchDispatchMode):
         reaches = [t.flow for t in tags if t.flow and t.flow.kind is not Kind.FEATURES]
         if reaches and parameters and operation in rules.LAYERS:
             self.layers.unknown_layer(operation, reaches[0], parameters)
+        elif parameters and operation in rules.LAYERS and any(t.flow for t in tags):
+            self.trace.elsewhere.update(parameters)
         for tensor in _tensors((output,), {}):
             self.tags.put(tensor, _of_kind(tensor, given, tag, operation))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -39,8 +42,8 @@ _LIBRARIES = ("torch.", "tract_hub.", "transformers.", "timm.", "accelerate.", "
 def meta_skeleton(model: nn.Module) -> nn.Module:
     """Copy a model's structure; parameters and large buffers become meta tensors.
 
-    The copy is in eval mode and without the user's hooks, so that running it neither updates
-    statistics nor calls anybody's code; hooks that the forward cannot do without stay.
+    The copy is in eval mode, where a forward needs no labels, and without the user's hooks, so that
+    running it calls nobody's code; hooks that the forward cannot do without stay.
 
     Raises:
         ExampleInputError: the model holds something that cannot be copied.
@@ -70,6 +73,24 @@ def meta_skeleton(model: nn.Module) -> nn.Module:
         if "_old_forward" in module.__dict__:  # accelerate's, which moves weights to a device
             module.__dict__["forward"] = module._old_forward
     return skeleton
+
+
+@contextmanager
+def training(skeleton: nn.Module) -> Iterator[None]:
+    """Put a skeleton in training mode, and let it draw numbers that nobody else misses."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng(devices=[]):
+        for module in skeleton.modules():
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in skeleton.modules():
+                module.training = False
+            random.setstate(python)
+            if numpy:
+                numpy.random.set_state(drawn)
 
 
 def _refuse_shapeless(model: nn.Module) -> None:
