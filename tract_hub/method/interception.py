@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from tract_hub.errors import TractError
 from tract_hub.method import engine
@@ -125,8 +125,10 @@ class WeightGate:
     def _drop_interrupted(self) -> None:
         """Ctrl-C in a forward skips the hook that leaves it."""
         modes = self._thread.here.modes
-        for interrupted in modes:
+        for interrupted in reversed(modes):
             interrupted.live = False
+            if not torch.compiler.is_compiling() and _get_current_function_mode() is interrupted:
+                interrupted.__exit__(None, None, None)
             if not torch.compiler.is_compiling() and interrupted in self._running:
                 self._running.remove(interrupted)
         modes.clear()

@@ -1,6 +1,7 @@
 """A DDP script whose processes share one fixed batch; in one process it has all of it."""
 
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -27,3 +28,4 @@ def main():
 dist.init_process_group("gloo")
 main()  # its model and graph are gone before the process group is
 dist.destroy_process_group()
+time.sleep(0.5)  # for Gloo's threads, see torchvision_loop.py

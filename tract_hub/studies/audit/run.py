@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from multiprocessing import get_context, parent_process
@@ -88,7 +89,8 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
     for start in range(0, len(names), share):
         with ProcessPoolExecutor(jobs, get_context("spawn"), _end_in_time) as pool:
             batch = names[start : start + share]
-            futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
+            with _interrupts_held():
+                futures = [pool.submit(audit_model, zoo, name, limit) for name in batch]
             try:
                 yield from (future.result() for future in as_completed(futures))
             except BrokenProcessPool as error:
@@ -98,12 +100,27 @@ def _in_parallel(zoo: str, names: list[str], jobs: int, limit: float) -> Iterato
                 ) from error
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C for later, and from processes that start here until they are ready for it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_in_time() -> None:
     """Have this process end by Ctrl-C, without a trace, and when the audit was killed.
 
     It would go on with the next model, and wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def wait() -> None:
         parent = parent_process()
