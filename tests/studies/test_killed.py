@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,18 @@ def test_an_audit_killed_again_and_again_has_every_model_once(tmp_path: Path) ->
 def test_ctrl_c_ends_an_audit_at_once_and_what_is_done_is_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tract_hub", "audit", "timm", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # not ignored
     )
-    partial, lines = tmp_path / "timm.partial.jsonl", 0
+    done, lines = tmp_path / "timm.partial.jsonl", 0
     deadline = time.monotonic() + 200
     while lines < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-        lines = partial.read_bytes().count(b"\n") if partial.exists() else 0
+        lines = done.read_bytes().count(b"\n") if done.exists() else 0
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
     began = time.monotonic()
     said = process.communicate(timeout=300)[1]
@@ -152,7 +158,7 @@ def test_ctrl_c_ends_an_audit_at_once_and_what_is_done_is_kept(tmp_path: Path) -
         "tract-hub: interrupted; the same command again goes on from what is done\n"
     )
     assert "Traceback" not in said
-    assert len(partial.read_bytes().splitlines()) >= 3
+    assert len(done.read_bytes().splitlines()) >= 3
 
 
 @contextmanager
