@@ -107,7 +107,7 @@ def _obstacle(skeleton: nn.Module, layers: list[Consumption], trace: Trace) -> s
             return "it is applied to something else too"
         if layer.function is not None:
             name, within = layer.function
-            if not any(module in within for module in _applying(skeleton, layer)):
+            if _applying(skeleton, layer) not in within:
                 return f"in {name}, an autograd function with a backward of its own"
     return None
 
@@ -170,21 +170,23 @@ def _sites(skeleton: nn.Module, layers: list[Consumption], prefix: str) -> Itera
     parameters = [skeleton.get_parameter(name) for name in order]
     unique = {(layer.modules, layer.operation): layer for layer in layers}
     for layer in unique.values():
-        for module in _applying(skeleton, layer):
-            below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
-            module_name = (prefix + names[id(module)]).rstrip(".")
-            relative = tuple(below[id(parameter)] for parameter in parameters)
-            yield Site(module_name, layer.operation, relative)
+        module = _applying(skeleton, layer)
+        if module is None:
+            continue
+        below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
+        module_name = (prefix + names[id(module)]).rstrip(".")
+        relative = tuple(below[id(parameter)] for parameter in parameters)
+        yield Site(module_name, layer.operation, relative)
 
 
-def _applying(skeleton: nn.Module, layer: Consumption) -> list[nn.Module]:
-    """The innermost module around a layer's call that holds all its parameters."""
+def _applying(skeleton: nn.Module, layer: Consumption) -> nn.Module | None:
+    """The innermost module around a layer's call that holds all its parameters, if there is one."""
     known = dict(skeleton.named_parameters())
     parameters = {id(known[name]) for name in layer.parameters}
     for module in reversed(layer.modules):
         if parameters <= {id(parameter) for parameter in module.parameters()}:
-            return [module]
-    return []
+            return module
+    return None
 
 
 def _notes(layers: list[Consumption]) -> Iterator[str]:
