@@ -66,3 +66,15 @@ def test_many_gradients_at_once_are_divided_one_by_one() -> None:
         together = torch.func.vmap(lambda each: divide_by_gram(each, gram, 0.1))(rows)
         alone = torch.stack([divide_by_gram(each, gram, 0.1) for each in rows])
     assert relative_error(together, alone.double()) < 1e-6
+
+
+@pytest.mark.parametrize("features", [27, divide.LARGE])
+def test_a_matrix_that_is_not_positive_definite_gives_nan(features: int) -> None:
+    one = torch.eye(features, dtype=torch.double)
+    gram = Gram(torch.stack([-one, one]), 1, torch.finfo(torch.float64).eps)
+    gradient = torch.ones(2 * 3, features)
+    quotient = divide_by_gram(gradient, gram, 0.1).view(2, 3, features)
+    inverse = divide.invert(gram, 0.1)
+    for bad, good in (quotient, inverse):
+        assert bad.isnan().all()
+        assert good.isfinite().all()
