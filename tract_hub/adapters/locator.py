@@ -16,7 +16,7 @@ from tract_hub.adapters.wrappers import unwrap
 from tract_hub.adapters.zoos.examples import Example
 from tract_hub.adapters.zoos.lookup import declared_stems
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
-from tract_hub.method.operations import Convolution, LinearCall
+from tract_hub.method.calls import Convolution, LinearCall
 from tract_hub.stem import Site, Stem
 
 

@@ -21,7 +21,7 @@ from tract_hub.adapters.tracing.meta_values import keep_values, stand_in, stand_
 from tract_hub.adapters.tracing.mismatch import Mismatch, mismatch_of
 from tract_hub.adapters.tracing.recurrence import run_first_step
 from tract_hub.errors import ExampleInputError
-from tract_hub.method.operations import LinearCall, function_around, read_call
+from tract_hub.method.calls import LinearCall, read_call
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class _Layers(TorchFunctionMode):
                 modules=tuple(self.stack),
                 derived=id(call.weight) not in self.names,
                 weight_flow=weight.flow,
-                function=function_around(),
+                function=None,
             )
         )
 

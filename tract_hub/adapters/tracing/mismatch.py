@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tract_hub.adapters.tracing.flow import Kind
-from tract_hub.method.operations import read_call
+from tract_hub.method.calls import read_call
 
 
 @dataclass(frozen=True)

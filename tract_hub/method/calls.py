@@ -1,22 +1,19 @@
 """The linear operations that TrAct treats: how to read one call of them.
 
-Every layer, whatever its class does before (padding, standardising its weight, adapting to its
-input), ends in one of a few functions of torch. Reading the call of that function gives the input
-and the weight that were truly used.
+Every layer, whatever its class does before (pad, standardise its weight, adapt to its input), ends
+in one of a few functions of torch. Reading the call of that function gives the input and the weight
+that were truly used, so no layer class needs an implementation of its own.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from types import CodeType
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,6 @@ class LinearCall:
         input: (batch, channels, *space) or (channels, *space) for a convolution, else (..., n).
         weight: (out, channels / groups, *kernel), (out, n), or (n, out) for a matmul.
         convolution: the geometry, None where the operation has none.
-        operands: the dtype that autocast casts the input to on a GPU, None where it does not.
 
     """
 
@@ -47,7 +43,6 @@ class LinearCall:
     input: Tensor
     weight: Tensor
     convolution: Convolution | None = None
-    operands: torch.dtype | None = None
 
     @property
     def groups(self) -> int:
@@ -59,10 +54,6 @@ class LinearCall:
         """Features n of one row of the unfolded input, in one group."""
         weight = self.weight.mT if self.name == "matmul" else self.weight
         return weight.shape[1:].numel()
-
-    def as_used(self, part: Tensor) -> Tensor:
-        """Return a part of the input as the operation multiplies it."""
-        return part if self.operands is None else part.to(self.operands)
 
 
 def read_call(
@@ -88,66 +79,6 @@ def with_weight(
         if name in kwargs:
             return args, {**kwargs, name: weight}
     return (args[0], weight, *args[2:]) if len(args) > 1 else (weight, *args[1:]), kwargs
-
-
-def function_around() -> tuple[str, list[nn.Module]] | None:
-    """Find the custom autograd function whose forward makes the call that runs now.
-
-    Its backward is its own: it need not be one that differentiates the call.
-
-    Returns:
-        The name of the innermost, and the modules whose forward runs within it; None where there
-        is none.
-
-    """
-    modules: list[nn.Module] = []
-    frame = inspect.currentframe()
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "_call_impl" and isinstance(frame.f_locals.get("self"), nn.Module):
-            modules.append(frame.f_locals["self"])
-        elif code.co_name == "forward":
-            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-            if not isinstance(first, nn.Module):
-                name = _function_of(code, first)
-                if name is not None:
-                    return name, modules
-        frame = frame.f_back
-    return None
-
-
-def _function_of(code: CodeType, first: Any) -> str | None:
-    """Name the autograd function whose forward has this code, and was given this first."""
-    if isinstance(first, FunctionCtx):
-        return type(first).__name__.removesuffix("Backward")
-    rest: list[type] = [torch.autograd.Function]
-    while rest:  # of those with a setup_context, the forward is a plain function
-        function = rest.pop()
-        rest += function.__subclasses__()
-        if getattr(inspect.unwrap(function.forward), "__code__", None) is code:  # type: ignore[attr-defined]
-            return function.__name__
-    return None
-
-
-def as_cast(call: LinearCall) -> LinearCall:
-    """Note in a call on a GPU the dtype that autocast, now, casts its input to."""
-    if call.input.device.type != "cuda" or call.input.dtype == torch.float64:
-        return call  # autocast leaves float64 alone
-    casts = torch.is_autocast_enabled("cuda")
-    return replace(call, operands=torch.get_autocast_dtype("cuda")) if casts else call
-
-
-def thinned(call: LinearCall, share: float) -> LinearCall:
-    """Return a call on every 1/share-th entry of the batch, the first among them.
-
-    1/share is rounded down. An input without a batch, such as one image, stays whole.
-    """
-    step, batch = int(1 / share), call.input
-    convolution = call.convolution
-    batched = (
-        batch.dim() >= 2 if convolution is None else batch.dim() == len(convolution.kernel) + 2
-    )
-    return replace(call, input=batch[::step]) if batched and step > 1 else call
 
 
 def _conv_reader(dimensions: int) -> Callable[..., LinearCall]:
