@@ -22,7 +22,7 @@ from tract_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from tract_hub.adapters.locator import locate
+    from tract_hub.locator.locate import locate
     from tract_hub.integrations.trainer.callback import TractCallback
     from tract_hub.integrations.trainer.factory import optimizer_factory
     from tract_hub.stem import Stem
@@ -52,7 +52,7 @@ _LATER = {
     "TractCallback": "integrations.trainer.callback",
     "disable": "surgery",
     "enable": "surgery",
-    "locate": "adapters.locator",
+    "locate": "locator.locate",
     "optimizer_factory": "integrations.trainer.factory",
     "status": "surgery",
 }

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from tract_hub.adapters.locator import locate
-from tract_hub.adapters.named import named_stems
-from tract_hub.adapters.wrappers import unwrap
+from tract_hub.locator.locate import locate
+from tract_hub.locator.named import named_stems
+from tract_hub.locator.unwrap import unwrap
 from tract_hub.config import Scope, TractConfig
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.forwards import ForwardScope, ForwardUses
