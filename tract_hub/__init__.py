@@ -21,7 +21,7 @@ from tract_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from tract_hub.adapters.locator import locate
+    from tract_hub.locator.locate import locate
     from tract_hub.attach import Status, StemStatus, disable, enable, finish, status
     from tract_hub.integrations.trainer import TractCallback, optimizer_factory
     from tract_hub.stem import Stem
@@ -55,7 +55,7 @@ _LATER = {
     "disable": "attach",
     "enable": "attach",
     "finish": "attach",
-    "locate": "adapters.locator",
+    "locate": "locator.locate",
     "optimizer_factory": "integrations.trainer",
     "restore_stand_in": "method.forward",  # pickles of enabled models ask for it
     "status": "attach",

@@ -12,9 +12,9 @@ from torch import nn
 
 from tract_hub.config import Damping, Scope, Settings
 from tract_hub.errors import TractError, TractWarning, UnsupportedStemError
-from tract_hub.adapters.locator import locate
-from tract_hub.adapters.named import named_stems
-from tract_hub.adapters.wrappers import unwrap
+from tract_hub.locator.locate import locate
+from tract_hub.locator.named import named_stems
+from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.accumulate import finish_step
 from tract_hub.method.forward import ModelForward, StemForward, stand_ins
 from tract_hub.stem import Stem
@@ -120,7 +120,7 @@ def enable(
     _check_module("enable", model)
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
     if stems is None:
-        found = locate(model, example_inputs)
+        found = locate(model, example_inputs, pixels)
     else:
         found = named_stems(model, stems)
     settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from tract_hub.adapters.zoos.examples import Example, declared_size, images_example
+from tract_hub.locator.zoos.examples import Example, declared_size, images_example
 
 _SPACE = {3: (16_000,), 4: (224, 224), 5: (16, 112, 112)}
 """Rank of the input → usual sizes of a signal, an image, a clip."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tract_hub.adapters.zoos.hf_config import ImageSizes, Settings
-from tract_hub.adapters.zoos.hf_layouts import LAYOUTS
+from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
+from tract_hub.locator.zoos.hf_layouts import LAYOUTS
 
 PIXELS = re.compile(
     r"(\w+_)?pixel_values(_\w+)?|images?|flattened_patches|image_patches|prompt_depth|prompt_masks"

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from tract_hub.adapters.zoos import plain
-from tract_hub.adapters.zoos.examples import Example, images_example
+from tract_hub.locator.zoos import plain
+from tract_hub.locator.zoos.examples import Example, images_example
 
 ZOOS = {"timm": "timm", "transformers": "huggingface", "torchvision": "torchvision"}
 """Top-level package of a model's class → the adapter that knows it."""
@@ -20,7 +20,7 @@ def zoo_of(model: nn.Module) -> Any:
     for cls in type(model).__mro__:
         zoo = ZOOS.get(cls.__module__.partition(".")[0])
         if zoo:
-            return importlib.import_module(f"tract_hub.adapters.zoos.{zoo}")
+            return importlib.import_module(f"tract_hub.locator.zoos.{zoo}")
     return None
 
 

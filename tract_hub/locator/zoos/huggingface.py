@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from tract_hub.adapters.zoos.examples import Example, pixel_dtype
-from tract_hub.adapters.zoos.hf_config import ImageSizes, Settings
-from tract_hub.adapters.zoos.hf_inputs import (
+from tract_hub.locator.zoos.examples import Example, pixel_dtype
+from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
+from tract_hub.locator.zoos.hf_inputs import (
     MAKERS,
     NOT_AT_FIRST,
     PIXELS,
@@ -21,11 +21,8 @@ from tract_hub.adapters.zoos.hf_inputs import (
     Situation,
     make_inputs,
 )
-from tract_hub.adapters.zoos.hf_layouts import layout_pairs
+from tract_hub.locator.zoos.hf_layouts import layout_pairs
 from tract_hub.errors import ExampleInputError
-
-UNCHECKED = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
-"""Transformers' own switch: a text need not hold as many placeholders as an image has tokens."""
 
 PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
@@ -122,9 +119,7 @@ def _calls(model: nn.Module, names: Names, method: str = "forward") -> Iterator[
     for layout, video_layout in layout_pairs(names):
         situation = Situation(sizes, settings, layout, video_layout, dtype)
         kwargs, pixels = make_inputs(names, situation)
-        yield Example(
-            kwargs=kwargs, pixels=pixels, environment=UNCHECKED, method=method, fixed=True
-        )
+        yield Example(kwargs=kwargs, pixels=pixels, method=method, fixed=True)
 
 
 def _sizes(model: nn.Module, settings: Settings) -> ImageSizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 
-from tract_hub.adapters.zoos.hf_config import ImageSizes
+from tract_hub.locator.zoos.hf_config import ImageSizes
 
 _CUBES = "cubes, channels last"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from tract_hub.adapters.zoos.examples import (
+from tract_hub.locator.zoos.examples import (
     Example,
     declared_size,
     image,

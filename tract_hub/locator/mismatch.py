@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tract_hub.adapters.tracing.flow import Kind
+from tract_hub.locator.graph import Kind
 from tract_hub.method.calls import read_call
 
 

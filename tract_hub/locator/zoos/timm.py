@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.adapters.zoos.examples import Example, declared_size, image, image_example
+from tract_hub.locator.zoos.examples import Example, declared_size, image, image_example
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
