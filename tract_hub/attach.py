@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import nn
 
@@ -83,6 +83,7 @@ def enable(
     damping: Damping = "absolute",
     pixels: Sequence[str] | None = None,
     example_inputs: Any = None,
+    **unknown: NoReturn,
 ) -> Model:
     """Give the first layers of a model the exact TrAct gradient.
 
@@ -118,6 +119,11 @@ def enable(
 
     """
     _check_module("enable", model)
+    for name in unknown:  # torch_tract calls λ `l`
+        raise TypeError(
+            f"enable has no argument {name!r}; it takes lam (λ, such as lam=0.1), stems, scope, "
+            "damping, pixels and example_inputs"
+        )
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
     if stems is None:
         found = locate(model, example_inputs, pixels)
