@@ -105,6 +105,7 @@ def enable(
             input, which does not depend on the units of the pixels.
         pixels: names of the forward's inputs that are images, where they cannot be told.
         example_inputs: inputs to follow the pixels with, see ``locate``.
+        **unknown: none; refused with the names above.
 
     Returns:
         The same object.
@@ -125,10 +126,7 @@ def enable(
             "damping, pixels and example_inputs"
         )
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
-    if stems is None:
-        found = locate(model, example_inputs, pixels)
-    else:
-        found = named_stems(model, stems)
+    found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
     settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]
     if isinstance(lam, Mapping):
         _refuse_unknown(lam, found)
@@ -228,9 +226,7 @@ def _attach(
         for site in stem.sites:
             module = model.get_submodule(site.module_name)
             first = forwards[0] if forwards else None
-            forward = StemForward(
-                module, site.parameters, stem.weight_name, features, each, first
-            )
+            forward = StemForward(module, site.parameters, stem.weight_name, features, each, first)
             forward.attach()
             forwards.append(forward)
             by_module[site.module_name] = forward

@@ -125,7 +125,6 @@ class Accumulator:
         return gradient._version != self._seen and not bool(gradient.any())
 
 
-
 _live: weakref.WeakSet[Accumulator] = weakref.WeakSet()
 _hooks: list[Any] = []
 

@@ -10,7 +10,6 @@ Source: Petersen, Borgelt, Ermon, NeurIPS 2024, the closed form of section 3.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

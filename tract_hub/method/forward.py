@@ -459,7 +459,11 @@ def stand_ins(module: nn.Module) -> Iterator[StandIn]:
                 yield value
                 value = value.ordinary
             else:
-                value = value.__dict__.get("__wrapped__") if callable(value) and hasattr(value, "__dict__") else None
+                value = (
+                    value.__dict__.get("__wrapped__")
+                    if callable(value) and hasattr(value, "__dict__")
+                    else None
+                )
 
 
 def _accumulate(weight: Tensor, call: LinearCall, use: Any, accumulator: Accumulator) -> Tensor:
@@ -511,7 +515,6 @@ def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     return wrapped and not stem.frozen
 
 
-@torch.compiler.assume_constant_result  # run while a graph is made, not in it
 def _warn_of_replacement(name: str) -> None:
     warnings.warn(
         f"the layer of {name!r} was replaced or wrapped after tract_hub.enable, and trains with "
@@ -520,6 +523,10 @@ def _warn_of_replacement(name: str) -> None:
         stacklevel=3,
     )
 
+
+# Run while a graph is made, not in it. torch.compiler.assume_constant_result sets this and no more,
+# but imports the whole compiler, which takes longer than all the rest of this package.
+_warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _INLINED = (
     "torch.fx copies the forward of {0!r} without TrAct: call tract_hub.enable on the model that "
