@@ -12,13 +12,13 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from tract_hub.method.gram.matrix import Gram
+from tract_hub.method.gram.precision import Precision
+from tract_hub.method.gram.sight import FIRST
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
 from tract_hub.method.gram import matrix
-from tract_hub.method.gram.matrix import Gram
-from tract_hub.method.gram.precision import Precision
-from tract_hub.method.gram.sight import FIRST
 from tract_hub.studies.bench.arms import Setup
 from tract_hub.studies.bench.cases import photographs
 from tract_hub.studies.bench.memory import peak_memory_of_gpu

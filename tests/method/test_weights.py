@@ -103,17 +103,6 @@ def test_a_derived_weight_is_corrected_where_the_operation_used_it(kind: str) ->
         assert relative_error(layer.get_parameter(name).grad, wanted) < 1e-11
 
 
-class Twice(nn.Module):
-    """Applies its stem to two views of the image, of different sizes."""
-
-    def __init__(self, stem: nn.Module) -> None:
-        super().__init__()
-        self.stem = stem
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stem(x).mean((-2, -1)) - 2 * self.stem(x[..., ::2, ::2]).mean((-2, -1))
-
-
 def assert_each_use_is_corrected(model: nn.Module, weight: Tensor, uses: list, x: Tensor) -> None:
     """``uses``: for each call, the input that it sees, and a loss in which it alone counts."""
     expected = 0
