@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -19,7 +18,6 @@ def test_these_names_and_no_others_are_public() -> None:
     errors = (*ERRORS, "TractError", "TractWarning")
     assert sorted(tract_hub.__all__) == sorted((*FUNCTIONS, *CLASSES, *errors))
     assert set(tract_hub.__all__) <= set(dir(tract_hub))
-    assert tract_hub.__version__ == importlib.metadata.version("tract-hub")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
