@@ -30,6 +30,7 @@ from tract_hub.method.gate import (
     GATES,
     AccumulatorGate,
     OutputGate,
+    Use,
     gate_weight,
     in_transform,
     suits_output_gate,
@@ -189,6 +190,8 @@ class StemForward(StandIn):
         super().attach()
         StemRepr(self.module).attach()
         self._watch()
+        if self._accumulator is not None:
+            self._accumulator.note_parameter()
 
     def detach(self) -> None:
         """Take it out."""
@@ -241,7 +244,7 @@ class StemForward(StandIn):
             if by_output:
                 gated = weight.detach()
             elif self.accumulator is not None:
-                gated = _accumulate(laid_out, call, use, self.accumulator)
+                gated = self._accumulate(laid_out, call, use, self.accumulator)
             else:
                 gated = gate_weight(laid_out, call, use)
             if transposed and not by_output:
@@ -346,6 +349,8 @@ class StemForward(StandIn):
         self._warned: set[str] = set()
         self._watched: dict[int, tuple[Any, Any]] = {}
         self._accumulator: Accumulator | None = None
+        if self.settings.scope == "global":  # not as a decorator: it imports the whole compiler
+            self._accumulate: Any = torch.compiler.disable(_accumulate, reason=_NOT_COMPILED)
         if self.settings.scope == "global" and self.first is None:
             self._accumulator = Accumulator(
                 self.module, self.parameters[0], self.weight_name, self.features, self.settings
@@ -466,15 +471,10 @@ def stand_ins(module: nn.Module) -> Iterator[StandIn]:
                 )
 
 
-def _accumulate(weight: Tensor, call: LinearCall, use: Any, accumulator: Accumulator) -> Tensor:
-    """Return a weight whose backward counts the rows of the step, outside of compiled graphs."""
+def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumulator) -> Tensor:
+    """Return a weight whose backward counts the rows of the step."""
     if in_transform():
         raise TractError("scope='global' knows no torch.func transforms: pass scope='local'")
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break(
-            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
-            "compile other parts of the model, or pass scope='local'"
-        )
     if not call.weight.is_leaf:
         raise TractError(
             f"scope='global' corrects the gradient of a parameter, and {accumulator.weight_name!r} "
@@ -528,6 +528,11 @@ def _warn_of_replacement(name: str) -> None:
 # but imports the whole compiler, which takes longer than all the rest of this package.
 _warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
+_NOT_COMPILED = (
+    "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+    "compile other parts of the model, or pass scope='local'"
+)
+
 _INLINED = (
     "torch.fx copies the forward of {0!r} without TrAct: call tract_hub.enable on the model that "
     "it makes, with stems=[…] if need be"
@@ -543,7 +548,8 @@ _PASSED_BY = (
 def _is_tracing() -> bool:
     """Whether a graph is being recorded for inference: it must be the ordinary model's."""
     # torch.compiler.is_exporting() is constantly True in what torch 2.11 compiles.
-    return torch.jit.is_tracing() or torch.compiler._is_exporting_flag
+    traces = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return bool(traces) or torch.compiler._is_exporting_flag
 
 
 def _lookup(module: nn.Module, name: str) -> Tensor | None:
