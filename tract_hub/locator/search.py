@@ -22,7 +22,7 @@ from tract_hub.locator.meta_copy import has_user_hooks, meta_copy
 from tract_hub.locator.mismatch import Mismatch
 from tract_hub.locator.trace import Trace, follow_pixels
 from tract_hub.locator.zoos.examples import Example, given_example, inputs_of, marked
-from tract_hub.locator.zoos.lookup import examples_for, zoo_of
+from tract_hub.locator.zoos.lookup import examples_for, prepare, zoo_of
 
 @dataclass(frozen=True)
 class Attempt:
@@ -61,7 +61,9 @@ def follow(
     guess = example_inputs is None
     failures: list[Trace] = []
     for user_hooks in (False, True):
-        runner = _Runner(model, meta_copy(model, user_hooks))
+        copied = meta_copy(model, user_hooks)
+        prepare(model, copied)
+        runner = _Runner(model, copied)
         examples = _examples(model, example_inputs, pixels)
         unused: Attempt | None = None
         for example in examples:
