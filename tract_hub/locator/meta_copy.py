@@ -154,7 +154,7 @@ class _Copier:
 
 def _copies_itself(module: nn.Module) -> bool:
     """Whether the class of a module has a state that is not in its attributes."""
-    return isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _ordinary_class(module: nn.Module) -> type[nn.Module]:

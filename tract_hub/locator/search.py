@@ -81,7 +81,7 @@ def follow(
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Runner:
     """Runs a copy of a model on examples.
 
@@ -89,25 +89,38 @@ class _Runner:
         model: the model itself.
         copied: its ``meta_copy``.
         traces: what each call showed: several examples may share one.
+        fails_alike: whether a forward failed in both modes.
 
     """
 
     model: nn.Module
     copied: nn.Module
     traces: dict[int, tuple[Example, Trace]] = field(default_factory=dict)
+    fails_alike: bool = False
 
     def run(self, example: Example) -> Attempt:
         """Run one example: in training mode, in which TrAct acts, else in eval mode.
 
         In eval mode a forward needs no labels, and takes a batch of one.
         """
-        for training in (True, False):
-            for module in self.copied.modules():
-                module.training = training
-            whole = Trace()
-            for call in (example, *example.also):
-                whole.add(self._trace(call, training))
-            if whole.ended is None or whole.mismatch is not None:
+        trained = None if self.fails_alike else self._run(example, training=True)
+        if trained and (trained.trace.ended is None or trained.trace.mismatch is not None):
+            return trained
+        attempt = self._run(example, training=False)
+        if attempt.trace.ended is not None:
+            self.fails_alike = True  # it is not for the mode: first find inputs that fit
+        elif trained is None:
+            trained = self._run(example, training=True)
+            return trained if trained.trace.ended is None else attempt
+        return attempt
+
+    def _run(self, example: Example, training: bool) -> Attempt:
+        for module in self.copied.modules():
+            module.training = training
+        whole = Trace()
+        for call in (example, *example.also):
+            whole.add(self._trace(call, training))
+            if whole.ended is not None:
                 break
         return Attempt(self.copied, example, whole)
 
@@ -125,7 +138,7 @@ class _Runner:
     def _trace(self, call: Example, training: bool) -> Trace:
         key = hash((id(call.kwargs) if call.kwargs else id(call), training))
         if key not in self.traces:  # keeps the call too: its id must not be used again
-            function = attrgetter(call.method)(self.copied)
+            function = attrgetter(call.method)(self.model)
             parameters = self.model.named_parameters()
             trace = follow_pixels(
                 self.copied,

@@ -97,7 +97,8 @@ def follow_pixels(
     trace = Trace()
     call = copied if method == "forward" else attrgetter(method)(copied)
     leaves = {id(tensor): _leaf(tensor) for tensor in pixels.values()}
-    names = {id(parameter): name for name, parameter in copied.named_parameters()}
+    parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
+    names = {id(parameter): name for name, parameter in parameters.items()}
     running = _Running(copied)
     graph = Graph(
         leaves={id(leaves[id(tensor)]): name for name, tensor in pixels.items()},
