@@ -16,13 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tract_hub.errors import ExampleInputError, first_line
+from tract_hub.errors import ExampleInputError, UnsupportedStemError, first_line
 from tract_hub.locator.graph import Kind
 from tract_hub.locator.meta_copy import has_user_hooks, meta_copy
 from tract_hub.locator.mismatch import Mismatch
 from tract_hub.locator.trace import Trace, follow_pixels
 from tract_hub.locator.zoos.examples import Example, given_example, inputs_of, marked
 from tract_hub.locator.zoos.lookup import examples_for, prepare, zoo_of
+
+ADVICE = (
+    "name the layers to treat with stems=[…], or pass the inputs that its forward takes as "
+    "example_inputs=…, and which of them are images as pixels=(…)"
+)
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -78,6 +84,7 @@ def follow(
             return unused
         if not has_user_hooks(model):
             break
+    refuse_scripted(model)
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
 
 
@@ -165,20 +172,34 @@ def _examples(
         yield marked(inputs_of(function, example), example, pixels) if pixels else example
 
 
+def refuse_scripted(model: nn.Module) -> None:
+    """Say where nothing was found since a module is scripted: its calls cannot be seen.
+
+    Raises:
+        UnsupportedStemError: there is such a module.
+
+    """
+    scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise UnsupportedStemError(
+            f"{type(model).__name__}: {scripted[0] or 'it'} is torch.jit.script-ed, so that nothing "
+            f"can look into it: call enable before scripting; or {ADVICE}"
+        )
+
+
 def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:
     name = type(model).__name__
     for trace in failures:
         if trace.looked_up:
             return (
                 f"{name} looks its input up in {trace.looked_up!r}, so it takes indices, not "
-                "pixels: pass the inputs that hold pixels as example_inputs=…"
+                f"pixels: {ADVICE}"
             )
     error = failures[0].ended
     message = first_line(error) if error else ""
     inputs = "the inputs guessed for it" if guess else "the example_inputs given"
     return (
-        f"{name} could not be run on {inputs} ({message}): pass example_inputs=… as its forward "
-        "takes them, or name its first layers with stems=[…]"
+        f"{name} could not be run on {inputs} ({message}): {ADVICE}"
     )
 
 

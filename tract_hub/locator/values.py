@@ -41,7 +41,7 @@ class MetaAnswers(TorchDispatchMode):
 
     def __init__(self, live: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._live = {id(tensor) for tensor in live}
+        self._live = {id(tensor): tensor for tensor in live}  # held: an id is used again
         self._generator = torch.Generator().manual_seed(0)
 
     def __torch_dispatch__(
@@ -53,7 +53,7 @@ class MetaAnswers(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
-        if not self._live.isdisjoint(map(id, given)):
+        if any(id(tensor) in self._live for tensor in given):
             raise ExampleInputError("its forward holds on to the original of a copied module")
         if not any(tensor.is_meta for tensor in given):
             return self._without_meta(func, args, kwargs)
@@ -68,14 +68,11 @@ class MetaAnswers(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             if any(argument.name == "generator" for argument in func._schema.arguments):
                 kwargs = {**kwargs, "generator": self._generator}
+            elif next(tensors_in(args), None) is not None:
+                return func(*tree_map_only(Tensor, _to_meta, args), **kwargs)
             else:
-                args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
-                return func(*args, **({**kwargs, "device": "meta"} if not args_hold(args) else kwargs))
+                return func(*args, **{**kwargs, "device": torch.device("meta")})
         return func(*args, **_on_cpu_if_small(func, args, kwargs))
-
-
-def args_hold(args: tuple[Any, ...]) -> bool:
-    return any(True for _ in tensors_in(args))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
