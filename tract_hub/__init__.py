@@ -22,9 +22,9 @@ from tract_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from tract_hub.locator.locate import locate
     from tract_hub.integrations.trainer.callback import TractCallback
     from tract_hub.integrations.trainer.factory import optimizer_factory
+    from tract_hub.locator.locate import locate
     from tract_hub.stem import Stem
     from tract_hub.surgery import StemStatus, disable, enable, status
 

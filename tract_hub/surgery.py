@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from tract_hub.config import Scope, TractConfig
+from tract_hub.errors import TractError, TractWarning
 from tract_hub.locator.locate import locate
 from tract_hub.locator.named import named_stems
 from tract_hub.locator.unwrap import unwrap
-from tract_hub.config import Scope, TractConfig
-from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.forwards import ForwardScope, ForwardUses
 from tract_hub.method.hooks import let_the_compiler_see_hooks
 from tract_hub.method.interception import WeightGate, lookup

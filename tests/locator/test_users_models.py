@@ -157,7 +157,7 @@ def test_the_user_says_which_inputs_are_pixels(pixels, expected) -> None:
 
 
 def test_an_unknown_input_is_refused() -> None:
-    with pytest.raises(tract_hub.ExampleInputError, match="'picture'.*image, other"):
+    with pytest.raises(tract_hub.ExampleInputError, match=r"'picture'.*image, other"):
         tract_hub.locate(Metadata(), (IMAGE, torch.zeros(2, 8)), ["picture"])
 
 
@@ -170,14 +170,24 @@ BACKBONE = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)
         (lambda: nn.Sequential(sobel(), nn.Conv2d(3, 8, 3), nn.ReLU()), "1.weight", "0.weight"),
         (lambda: nn.Sequential(sobel(), sobel(), nn.Conv2d(3, 8, 3)), "2.weight", "1.weight"),
         (lambda: frozen(nn.Sequential(*BACKBONE)), "0.weight", None),
-        (lambda: nn.Sequential(frozen(nn.Sequential(*BACKBONE)), nn.Conv2d(8, 2, 3)), "0.0.weight", None),
-        (lambda: nn.Sequential(sobel(), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 8, 3)), "0.weight", None),
+        (
+            lambda: nn.Sequential(frozen(nn.Sequential(*BACKBONE)), nn.Conv2d(8, 2, 3)),
+            "0.0.weight",
+            None,
+        ),
+        (
+            lambda: nn.Sequential(sobel(), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 8, 3)),
+            "0.weight",
+            None,
+        ),
     ],
 )
 def test_a_frozen_layer_in_front(build, expected, noted) -> None:
     (stem,) = tract_hub.locate(build())
     assert stem.weight_name == expected
-    assert any("frozen" in note and noted in note for note in stem.notes) if noted else not stem.notes
+    assert (
+        any("frozen" in note and noted in note for note in stem.notes) if noted else not stem.notes
+    )
 
 
 class SpatialTransformer(nn.Module):
@@ -287,7 +297,7 @@ class Holder(nn.Module):
 
 def test_what_cannot_be_copied_is_in_nobody_s_way(tmp_path) -> None:
     schedule = (0.99 for _ in range(10))
-    with open(tmp_path / "log", "w") as log:
+    with (tmp_path / "log").open("w") as log:
         for held in (schedule, threading.Lock(), log, torch.utils.data.DataLoader([1]), lambda: 0):
             (stem,) = tract_hub.locate(Holder(held))
             assert stem.weight_name == "conv.weight"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
-from tract_hub.locator.graph import Flow, Kind
+from tract_hub.locator.graph import Kind
 from tract_hub.locator.meta_copy import has_user_pre_hook
 from tract_hub.locator.search import ADVICE, Attempt, follow, refuse_scripted
 from tract_hub.locator.trace import LayerCall, Trace
@@ -18,6 +18,7 @@ from tract_hub.locator.zoos.examples import Example
 from tract_hub.locator.zoos.lookup import declared_stems
 from tract_hub.method.operations import Convolution, LinearCall
 from tract_hub.stem import Site, Stem
+
 
 def locate(
     model: nn.Module,
@@ -150,7 +151,6 @@ def _stem(
         notes=(
             *_notes(layers),
             *_left_out(attempt.trace, prefix),
-            *_part_note(attempt.example),
         ),
         reason=_reason(layers, attempt.example) + _hooks_in_words(model, copied, first),
     )
@@ -212,7 +212,10 @@ def _notes(layers: list[LayerCall]) -> Iterator[str]:
 def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
     """Name the layers that read the pixels too, and are no first layers."""
     first = {n for la in trace.layers if la.flow.kind is Kind.PIXELS for n in la.parameters}
-    ways = {Kind.MIXED: "joined with or moved by learnt features", Kind.NONLINEAR: "no longer linear"}
+    ways = {
+        Kind.MIXED: "joined with or moved by learnt features",
+        Kind.NONLINEAR: "no longer linear",
+    }
     for kind, way in ways.items():
         names = {
             prefix + layer.parameters[-1]: layer.flow.path
@@ -229,22 +232,14 @@ def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
             )
 
 
-def _part_note(example: Example) -> list[str]:
-    if example.method == "forward":
-        return []
-    methods = ", ".join(call.method for call in (example, *example.also))
-    return [
-        f"the forward could not be run on guessed inputs; the pixels were followed through "
-        f"{methods} alone: pass example_inputs=… to follow them through the whole"
-    ]
-
-
 def _reason(layers: list[LayerCall], example: Example) -> str:
     inputs = dict.fromkeys(name for layer in layers for name in layer.flow.inputs)
     path = layers[0].flow.path
     through = f"through {' → '.join(path)}" if path else "directly"
     skipped = f"; {', '.join(example.skipped)} not taken for pixels" if example.skipped else ""
-    return f"reads the pixels of {', '.join(inputs)} {through}{skipped}"
+    parts = [call.method for call in (example, *example.also) if call.method != "forward"]
+    alone = f", followed in {' and '.join(parts)} alone" if parts else ""
+    return f"reads the pixels of {', '.join(inputs)} {through}{alone}{skipped}"
 
 
 def _hooks_in_words(model: nn.Module, copied: nn.Module, layer: LayerCall) -> str:

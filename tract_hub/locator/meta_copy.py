@@ -225,7 +225,11 @@ def _computes(hook: Any) -> bool:
 
 def has_user_hooks(model: nn.Module) -> bool:
     """Whether a copy leaves out forward hooks of the user."""
-    hooks = (h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    hooks = (
+        h
+        for m in model.modules()
+        for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    )
     return not all(_origin(hook).startswith(_LIBRARIES) for hook in hooks)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
-from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,11 @@ class _Runner:
                 self.copied,
                 call.args,
                 call.kwargs,
-                {i.name: i.tensor for i in inputs_of(function, call) if any(i.tensor is p for p in call.pixels)},
+                {
+                    i.name: i.tensor
+                    for i in inputs_of(function, call)
+                    if any(i.tensor is p for p in call.pixels)
+                },
                 frozenset(name for name, p in parameters if not p.requires_grad),
                 [*self.model.parameters(), *self.model.buffers()],
                 call.method,
@@ -182,8 +186,8 @@ def refuse_scripted(model: nn.Module) -> None:
     scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         raise UnsupportedStemError(
-            f"{type(model).__name__}: {scripted[0] or 'it'} is torch.jit.script-ed, so that nothing "
-            f"can look into it: call enable before scripting; or {ADVICE}"
+            f"{type(model).__name__}: {scripted[0] or 'it'} is torch.jit.script-ed, so nothing can "
+            f"look into it: call enable before scripting; or {ADVICE}"
         )
 
 
@@ -198,9 +202,7 @@ def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:
     error = failures[0].ended
     message = first_line(error) if error else ""
     inputs = "the inputs guessed for it" if guess else "the example_inputs given"
-    return (
-        f"{name} could not be run on {inputs} ({message}): {ADVICE}"
-    )
+    return f"{name} could not be run on {inputs} ({message}): {ADVICE}"
 
 
 ATTEMPTS = 16

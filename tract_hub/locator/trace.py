@@ -253,7 +253,9 @@ class _Layers(TorchFunctionMode):
     def _obstacle(self, weight: Flow) -> str | None:
         if self.running.in_function():
             # Its backward is its own, unless it calls the layer's module, as a checkpoint does.
-            around = [inside for module, inside in self.running.stack if self._holds(module, weight)]
+            around = [
+                inside for module, inside in self.running.stack if self._holds(module, weight)
+            ]
             if not (around and around[-1]):
                 return "it is applied in an autograd function with a backward of its own"
         return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from tract_hub.errors import ExampleInputError
 from tract_hub.locator.zoos.examples import Example, pixel_dtype
 from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
 from tract_hub.locator.zoos.hf_inputs import (
@@ -23,7 +24,6 @@ from tract_hub.locator.zoos.hf_inputs import (
     make_inputs,
 )
 from tract_hub.locator.zoos.hf_layouts import layout_pairs
-from tract_hub.errors import ExampleInputError
 
 PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
@@ -78,6 +78,7 @@ def examples(model: nn.Module) -> Iterator[Example]:
     """
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
+    yield from _parts(model, set(pixels))
     known = _known(names, pixels)
     for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
@@ -86,7 +87,6 @@ def examples(model: nn.Module) -> Iterator[Example]:
         yield from _one_after_another(_calls(model, images), _calls(model, videos))
     if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
         yield from _calls(model, [*known, *heard])
-    yield from _parts(model, set(pixels))
     yield from _models_inside(model, set(pixels))
 
 
