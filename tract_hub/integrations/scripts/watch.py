@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook as after_steps
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
-from tract_hub.locator.locate import locate
-from tract_hub.locator.unwrap import unwrap
 from tract_hub.config import TractConfig
 from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
 from tract_hub.integrations.scripts.calls import fresh_inputs, named_inputs, names_in_callers
 from tract_hub.integrations.scripts.optimizers import Optimizers, has_gradients
+from tract_hub.locator.locate import locate
+from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.forwards import ForwardUses
 from tract_hub.names import did_you_mean
 from tract_hub.stem import Stem
