@@ -17,10 +17,10 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
 )
 from torch.nn.utils import parametrize
+from tract_hub.integrations.trainer.measurement import Measurement
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
-from tract_hub.integrations.trainer.measurement import Measurement
 
 
 class Net(nn.Module):

@@ -165,10 +165,10 @@ def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], 
 
 
 def _calling_trainer() -> Trainer | None:
-    """Return the Trainer that calls back.
+    """Return the Trainer that calls this callback or factory.
 
-    No event of Transformers 5 passes it: they have the model, the optimizer and the data loaders,
-    and none of these leads to the list of callbacks or to the accelerator.
+    Transformers 5 passes it to neither: they get the model, the optimizer and the data loaders, and
+    none of these leads to the list of callbacks or to the accelerator.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -194,10 +194,8 @@ def optimizer_factory(
     """Make the ``optimizer_cls_and_kwargs`` of a Trainer that trains its model with TrAct.
 
     When the Trainer asks for its optimizer, TrAct is enabled on the model that it trains (with
-    ``model_init``, on each new one). The optimizer is the Trainer's own for ``args``.
-
-    With ``scope="global"``, the Trainer clips the ordinary gradient, which is completed afterwards;
-    add ``callbacks=[TractCallback()]`` to clip the completed one.
+    ``model_init``, on each new one), and the Trainer gets a ``TractCallback`` if it has none. The
+    optimizer is the Trainer's own for ``args``.
 
     Args:
         args: the Trainer's own.
@@ -246,6 +244,11 @@ def optimizer_factory(
             pixels=pixels,
             example_inputs=example_inputs,
         )
+        trainer = _calling_trainer()
+        if trainer is not None and not any(
+            isinstance(callback, TractCallback) for callback in trainer.callback_handler.callbacks
+        ):
+            trainer.add_callback(TractCallback())
         cls, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         groups: Any = _parameter_groups(model, args.weight_decay, stem_group)
         # GaLore, APOLLO and LOMO bring what they are made of, see Trainer.create_optimizer.

@@ -1,4 +1,4 @@
-"""What a script may do besides training one model; the first argument says which of it."""
+"""What a training script may do; the first argument says which of it."""
 
 import sys
 import warnings
@@ -19,9 +19,13 @@ class Net(nn.Module):
         return self.head(self.stem(x).relu().mean((2, 3)))
 
 
-class Generator(Net):
-    def forward(self, x):
-        return self.stem(x).sigmoid()
+class Generator(nn.Module):
+    def __init__(self, stem):
+        super().__init__()
+        self.stem = stem
+
+    def forward(self, z):
+        return self.stem(z).view(2, 3, 16, 16).sigmoid()
 
 
 def train(model, x, steps=1, parameters=None):
@@ -32,13 +36,65 @@ def train(model, x, steps=1, parameters=None):
         optimizer.step()
 
 
+def adversaries(generator, noise, x):
+    discriminator = Net()
+    of_generator = torch.optim.Adam(generator.parameters())
+    of_discriminator = torch.optim.Adam(discriminator.parameters())
+    for _ in range(2):
+        made = generator(noise)
+        (discriminator(made.detach()) - discriminator(x)).mean().backward()
+        of_discriminator.step()
+        discriminator(made).mean().backward()
+        of_generator.step()
+
+
 def one(x):
     train(Net(), x, steps=3)
 
 
 def named(x):
-    net = Net()
-    train(net, x)
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, *, pixels=None, **rest):
+            return self.net(pixels)
+
+    model = Wrapper()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(pixels=x, ids=torch.arange(2)).mean().backward()
+    optimizer.step()
+
+
+def gan(x):
+    adversaries(Generator(nn.Linear(16, 768)), torch.randn(2, 16), x)
+
+
+def dcgan(x):
+    adversaries(Generator(nn.ConvTranspose2d(16, 3, 16)), torch.randn(2, 16, 1, 1), x)
+
+
+def translation(x):
+    adversaries(Generator(nn.Conv2d(3, 3, 1)), x + 1, x)
+
+
+def upsampling(x):
+    adversaries(Generator(nn.ConvTranspose2d(3, 3, 2, 2)), torch.randn(2, 3, 8, 8), x)
+
+
+def teacher(x):
+    teacher, student = Net().train(), Net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with torch.no_grad():
+        wanted = teacher(x)
+    (student(x) - wanted).square().mean().backward()
+    optimizer.step()
+    assert not tract_hub.status(teacher)
+
+
+def vectors(x):
+    train(nn.Sequential(nn.Linear(768, 4), nn.Tanh(), nn.Linear(4, 2)), x.flatten(1))
 
 
 def evaluates_halfway(x):
@@ -48,6 +104,10 @@ def evaluates_halfway(x):
     for training in (True, False):
         model.train(training)(x).square().mean().backward()
         optimizer.step()
+
+
+def trains_in_eval_mode(x):
+    train(Net().eval(), x)
 
 
 def exits(x):
@@ -65,18 +125,6 @@ def raises(x):
     raise RuntimeError("the disk is full")
 
 
-def adversaries(x):
-    generator, discriminator = Generator(nn.Conv2d(3, 3, 1)), Net()
-    of_generator = torch.optim.Adam(generator.parameters())
-    of_discriminator = torch.optim.Adam(discriminator.parameters())
-    for _ in range(2):
-        made = generator(torch.randn_like(x))
-        (discriminator(made.detach()) - discriminator(x)).mean().backward()
-        of_discriminator.step()
-        discriminator(made).mean().backward()
-        of_generator.step()
-
-
 def folds(x):
     for _ in range(3):
         train(Net(), x, steps=2)
@@ -89,12 +137,6 @@ def words(x):
 
 def nothing_at_all(x):
     print("done")
-
-
-def evaluates(x):
-    model = Net().eval()
-    torch.optim.SGD(model.parameters(), lr=0.1)
-    model(x)
 
 
 def frozen(x):
@@ -111,7 +153,7 @@ class Fickle(Net):
         self.other = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        stem = self.other if torch.is_grad_enabled() else self.stem
+        stem = self.other if self.training and torch.is_grad_enabled() else self.stem
         return self.head(stem(x).mean((2, 3)))
 
 
@@ -126,7 +168,7 @@ def unsupported(x):
 
 def swallows(x):
     try:
-        train(Net(nn.ConvTranspose2d(3, 4, 3)), x)
+        unsupported(x)
     except Exception:
         print("never mind")
 
