@@ -31,8 +31,9 @@ from torch.optim.optimizer import (
 from torch.utils._pytree import tree_leaves
 
 import tract_hub
-from tract_hub.adapters.wrappers import unwrap
+from tract_hub.attach import Status, stem_forwards
 from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
+from tract_hub.locator.unwrap import unwrap
 from tract_hub.stem import Stem
 
 IN_EVAL_MODE = (
@@ -76,26 +77,25 @@ class TrainedModel:
         optimizers: those that hold the weights of its first layers.
         steps: steps of these optimizers.
         used: those of the steps before which a forward applied TrAct.
-        applied: forwards that had applied TrAct at the last step.
 
     """
 
     name: str
-    stems: tuple[tract_hub.StemStatus, ...]
+    stems: Status
     model: weakref.ref[nn.Module]
     optimizers: weakref.WeakSet[Optimizer]
     steps: int = 0
     used: int = 0
-    applied: int = 0
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of an optimizer, if it is one of this model's."""
         model = self.model()
         if model is not None and optimizer in self.optimizers:
-            applied = sum(stem.applied for stem in tract_hub.status(model))
+            forwards = [forward for _, forward in stem_forwards(model)]
             self.steps += 1
-            self.used += applied not in (0, self.applied)
-            self.applied = applied
+            self.used += any(forward.used for forward in forwards)
+            for forward in forwards:
+                forward.used = False
 
 
 class ScriptWatch:
@@ -225,21 +225,19 @@ class ScriptWatch:
 
     def _enable(self, model: nn.Module, inputs: Any, trained: set[int]) -> None:
         if not tract_hub.status(model):
-            stems = self._trained_stems(model, _locate(model, inputs), trained)
-            tract_hub.enable(model, stems=stems, **self.settings)
+            found = self._trained_stems(model, _locate(model, inputs), trained)
+            tract_hub.enable(model, stems=found, **self.settings)
         elif self.settings:
             options = ", ".join(f"--{name}" for name in self.settings)
             raise TractError(f"the script itself enables TrAct on it: leave {options} out")
         stems = tract_hub.status(model)
         weights = {id(model.get_parameter(stem.weight_name)) for stem in stems}
-        holders = [
+        holders = weakref.WeakSet(
             optimizer
             for optimizer in self._made_with
             if any(id(parameter) in weights for parameter in self._held_by(optimizer))
-        ]
-        self.treated.append(
-            TrainedModel(type(model).__name__, stems, weakref.ref(model), weakref.WeakSet(holders))
         )
+        self.treated.append(TrainedModel(type(model).__name__, stems, weakref.ref(model), holders))
 
     def _trained_stems(
         self, model: nn.Module, found: Sequence[Stem], trained: set[int]

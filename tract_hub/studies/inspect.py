@@ -11,10 +11,9 @@ from typing import Any
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tract_hub.adapters.attempts import follow
-from tract_hub.adapters.locator import locate, stems_of
-from tract_hub.adapters.tracing.dataflow import Trace
-from tract_hub.adapters.tracing.skeleton import meta_skeleton
+from tract_hub.locator.locate import locate, stems_of
+from tract_hub.locator.search import follow
+from tract_hub.locator.trace import Trace
 from tract_hub.method.count import gram_operations, solve_operations
 from tract_hub.stem import Stem
 from tract_hub.studies.models.named import model_named
@@ -78,7 +77,7 @@ def inspect_model(model: nn.Module) -> Inspection:
         stems = locate(model)
     said = [str(w.message) for w in caught if w.category.__name__ == "TractWarning"]
     said += [f"{stem.weight_name}: {note}" for stem in stems for note in stem.notes]
-    attempt = follow(model, meta_skeleton(model))
+    attempt = follow(model)
     with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
         attempt.again()
     step = 3 * counter.get_total_flops()

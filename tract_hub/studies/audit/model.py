@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.adapters.locator import locate
-from tract_hub.adapters.zoos.lookup import declared_stems
+from tract_hub.locator.locate import locate
+from tract_hub.locator.zoos.lookup import declared_stems
 from tract_hub.errors import TractError
 from tract_hub.studies.models.named import build_without_weights
 
