@@ -146,14 +146,14 @@ def frozen(x):
 
 
 class Fickle(Net):
-    """Another layer reads the pixels while gradients are kept: no search sees that."""
+    """Another layer reads the pixels where they have values: no search sees that."""
 
     def __init__(self):
         super().__init__()
         self.other = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        stem = self.other if self.training and torch.is_grad_enabled() else self.stem
+        stem = self.stem if x.is_meta else self.other
         return self.head(stem(x).mean((2, 3)))
 
 
