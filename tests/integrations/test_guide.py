@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tract_hub.method.step import ledger
 
 import tract_hub
 from tract_hub.method import gate
-from tract_hub.method.step import ledger
 
 GUIDE = Path(__file__).parents[2] / "docs" / "integration.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,8 @@ def ordinary(folder: Path, **options: Any) -> Trainer:
     return trainer(zoo.build(NAME), arguments(folder, **options))
 
 
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "scripts" / "trainer_global.py"
 WAYS = [plain, factory, callback, both, own_optimizer]
 ADAMW = {
     "optim": "adamw_torch",
@@ -121,6 +126,20 @@ def test_a_global_gradient_is_complete_before_it_is_clipped(way: Any, tmp_path: 
     assert_close(weights(run.model), expected)
     logged = [logs["grad_norm"] for logs in run.state.log_history if "grad_norm" in logs]
     assert logged == pytest.approx(norms, rel=1e-4)
+
+
+def test_two_processes_clip_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+    saved = []
+    for processes in ("1", "2"):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        script = ["--nproc_per_node", processes, str(SCRIPT), str(tmp_path / processes)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        subprocess.run([*launcher, *script], env=environment, check=True, timeout=120)
+        saved.append(torch.load(tmp_path / processes))
+    assert_close(saved[1]["weights"], saved[0]["weights"])
+    for one, two in zip(saved[0]["logs"], saved[1]["logs"], strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        assert one["grad_norm"] > 0.3
 
 
 class Reporter(TrainerCallback):

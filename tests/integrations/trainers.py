@@ -39,6 +39,12 @@ class Stream(IterableDataset):
             index += 1
 
 
+def dataset(batches: int) -> list[dict[str, Tensor]]:
+    """The first batches as a list, which a Trainer shuffles."""
+    pairs = [pair for index in range(batches) for pair in zip(*batch(index), strict=True)]
+    return [{"pixel_values": image, "labels": label} for image, label in pairs]
+
+
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     defaults = {
         "output_dir": str(folder),
