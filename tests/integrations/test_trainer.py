@@ -231,9 +231,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (ordinary, {}, "a run with no TractCallback; it goes on with TrAct on"),
-        (callback, {"lam": 0.4}, r"λ=0\.1.*λ=0\.4"),
-        (factory, {"scope": "global"}, "scope local.*scope global"),
+        (ordinary, {}, "had no TractCallback; it goes on with"),
+        (callback, {"lam": 0.4}, r"0\.1.*0\.4"),
+        (factory, {"scope": "global"}, "local.*global"),
     ],
     ids=["ordinary", "lam", "scope"],
 )
@@ -244,8 +244,24 @@ def test_a_run_that_resumes_with_another_gradient_says_so_once(
     run = saving(callback, tmp_path, **after)
     with caplog.at_level(logging.WARNING, "tract_hub"):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    (record,) = [record for record in caplog.records if "checkpoint" in record.getMessage()]
+    (record,) = [record for record in caplog.records if "resumed" in record.getMessage()]
     assert re.search(message, record.getMessage())
+
+
+def test_a_checkpoint_notes_a_lambda_that_was_changed_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Change(TrainerCallback):
+        def on_step_end(self, *_: Any, model: nn.Module, **parts: Any) -> None:
+            tract_hub.enable(model, lam=0.4)
+
+    run = saving(callback, tmp_path)
+    run.add_callback(Change())
+    run.train()
+    with caplog.at_level(logging.WARNING, "tract_hub"):
+        resumed = saving(callback, tmp_path, lam=0.4)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert not [record for record in caplog.records if "resumed" in record.getMessage()]
 
 
 def test_a_restored_callback_has_its_settings(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import tract_hub
+from tract_hub.attach import Status
 
 
 def measure(model: nn.Module) -> dict[str, float]:
@@ -19,26 +22,36 @@ def measure(model: nn.Module) -> dict[str, float]:
 
     Returns:
         For each first layer ``"tract/<layer>/lam"`` and, where its weight has a gradient,
-        ``"tract/<layer>/grad_norm"``: the Euclidean norm of the gradient as it is now, in the units
-        of loss per weight. Empty where TrAct is off.
+        ``"tract/<layer>/grad_norm"``: the Euclidean norm of the gradient as it is now, in units of
+        the loss per unit of the weight. Empty where TrAct is off.
 
     Example:
         >>> loss.backward()
         >>> wandb.log({"loss": loss.item(), **tract_hub.measure(model)})
 
     """
-    return {name: float(value) for name, value in figures(model).items()}
+    stems = tract_hub.status(model)
+    return figures(stems, gradient_norms(model, [stem.weight_name for stem in stems]))
 
 
-def figures(model: nn.Module) -> dict[str, float | Tensor]:
-    """Return what ``measure`` does, with norms as scalar tensors: it does not wait for them."""
-    named: dict[str, float | Tensor] = {}
-    for stem in tract_hub.status(model):
-        layer = f"tract/{stem.weight_name.removesuffix('.weight')}"
-        named[f"{layer}/lam"] = stem.lam
-        gradient = model.get_parameter(stem.weight_name).grad
+def gradient_norms(model: nn.Module, weights: Iterable[str]) -> dict[str, Tensor]:
+    """Return the norms of parameters' gradients as they are now, () each, by their names."""
+    norms = {}
+    for name in weights:
+        gradient = model.get_parameter(name).grad
         if gradient is not None:
             norm = gradient.detach().norm()
             # The norm of a gradient that FSDP2 shards is a DTensor: all processes add it up.
-            named[f"{layer}/grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norms
+
+
+def figures(stems: Status, norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return what ``measure`` does; waits for the device."""
+    named = {}
+    for stem in stems:
+        layer = f"tract/{stem.weight_name.removesuffix('.weight')}"
+        named[f"{layer}/lam"] = stem.lam
+        if stem.weight_name in norms:
+            named[f"{layer}/grad_norm"] = float(norms[stem.weight_name])
     return named

@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 import tract_hub
 from tract_hub.config import Damping, Scope
 from tract_hub.errors import TractError, TractWarning
-from tract_hub.integrations.figures import figures
+from tract_hub.integrations.figures import figures, gradient_norms
 from tract_hub.stem import Stem
 
 Lam = float | Mapping[str, float]
@@ -68,8 +68,9 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         self._gradient: dict[str, Any] = {"lam": lam, "scope": scope, "damping": damping}
         self._search = {"stems": stems, "pixels": pixels, "example_inputs": example_inputs}
-        self._figures: dict[str, float | Tensor] = {}
         self._model: weakref.ref[nn.Module] | None = None
+        self._weights: list[str] = []
+        self._norms: dict[str, Tensor] = {}
         self._undo = ExitStack()
 
     def on_init_end(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
@@ -82,27 +83,31 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         model = parts["model"]
         if not tract_hub.status(model):
             self._enable(model)
-        self._model = weakref.ref(model)
-        if state.global_step:
-            _report_change(state.stateful_callbacks.get(type(self).__name__), self.state())
-        # The Trainer updates this entry, and a checkpoint of a run without the callback has none.
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._model, present = weakref.ref(model), _settings_of(model)
+        self._weights = list(present)
+        # Of a run without this callback, a checkpoint has no entry for the Trainer to update.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {}})
+        before = saved["attributes"].get("noted", "no TractCallback")
+        if state.global_step and before != present:
+            logger.warning("resumed a run that had %s; it goes on with %s", before, present)
         self._undo.close()  # of a training that ended by an exception
         trainer = _calling_trainer()
         if trainer is not None:
-            _move_first(self, trainer.callback_handler.callbacks)
+            # A Trainer puts the reporters before a user's callbacks: let them see the figures too.
+            trainer.callback_handler.callbacks.remove(self)
+            trainer.callback_handler.callbacks.insert(0, self)
             self._undo.callback(_finish_before_clipping(trainer.accelerator, model))
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, **parts: Any
-    ) -> None:
-        """Keep the figures of the last step; to read them would wait for the device."""
-        self._figures = figures(parts["model"])
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Keep the norms of this step's gradients, without waiting for the device."""
+        self._norms = gradient_norms(parts["model"], self._weights)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
         """Add the figures to what the callbacks after this one report, and to the history."""
         if "loss" in parts["logs"]:
-            values = {name: float(value) for name, value in self._figures.items()}
+            stems = tract_hub.status(parts["model"])
+            self._weights = [stem.weight_name for stem in stems]
+            values = figures(stems, self._norms)
             parts["logs"].update(values)
             state.log_history[-1].update(values)
 
@@ -113,11 +118,7 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def state(self) -> dict[str, Any]:
         """Return what the Trainer's checkpoints keep of this callback."""
         model = None if self._model is None else self._model()
-        stems = () if model is None else tract_hub.status(model)
-        noted = {
-            stem.weight_name: {"lam": stem.lam, "scope": stem.scope, "damping": stem.damping}
-            for stem in stems
-        }
+        noted = {} if model is None else _settings_of(model)
         return {"args": self._gradient, "attributes": {"noted": noted}}
 
     def _enable(self, model: nn.Module) -> None:
@@ -125,26 +126,11 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         tract_hub.enable(model, **given, **self._search)
 
 
-def _report_change(saved: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Say that a run goes on with another gradient than the one that it resumes."""
-    before, after = (_described(state) for state in (saved, now))
-    if before != after:
-        logger.warning("the checkpoint is of a run with %s; it goes on with %s", before, after)
-
-
-def _described(state: dict[str, Any] | None) -> str:
-    if state is None:
-        return "no TractCallback"
-    return "TrAct on " + ", ".join(
-        f"{name} (λ={stem['lam']:g}, scope {stem['scope']}, damping {stem['damping']})"
-        for name, stem in state["attributes"]["noted"].items()
-    )
-
-
-def _move_first(callback: TrainerCallback, callbacks: list[TrainerCallback]) -> None:
-    """Let the reporters, which a Trainer puts before a user's callbacks, see the figures too."""
-    callbacks.remove(callback)
-    callbacks.insert(0, callback)
+def _settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        stem.weight_name: {"lam": stem.lam, "scope": stem.scope, "damping": stem.damping}
+        for stem in tract_hub.status(model)
+    }
 
 
 def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], None]:
