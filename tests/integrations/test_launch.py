@@ -43,7 +43,7 @@ def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obje
     return stop.value.code, lines[-1].removeprefix("tract_hub.launch: ") if lines else ""
 
 
-NOISE = "may be noise, and another model is trained beside it; if it is images, pass --model"
+NOISE = "may be noise, as another optimizer trains another model; if it is images, pass"
 USED = "2 of 2 optimizer steps used it"
 CASES = [
     ("one", "", 0, "TrAct λ=0.1 on stem.weight of Net: 3 of 3 optimizer steps used it"),
@@ -51,6 +51,8 @@ CASES = [
     ("one", "--scope global", 0, "λ=0.1, scope global, on stem.weight of Net: 3 of 3"),
     ("named", "", 0, "on net.stem.weight of Wrapper: 1 of 1"),
     ("vectors", "", 0, "on 0.weight of Sequential: 1 of 1"),
+    ("vectors_in_folds", "", 0, "on 0.weight of 3 × Sequential: 3 of 3"),
+    ("autoencoder", "", 0, "TrAct λ=0.1 on 0.weight of Sequential: 1 of 1"),
     ("teacher", "", 0, "on stem.weight of Net: 1 of 1"),
     ("evaluates_halfway", "", 0, "1 of 2 optimizer steps used it"),
     ("exits_well", "", 0, "1 of 1 optimizer steps used it"),
@@ -62,10 +64,16 @@ CASES = [
     ("enables", "", 0, "λ=0.5 on stem.weight"),
     ("enables", "--lam 0.1", 3, "Net: the script itself enables TrAct on it: leave --lam out"),
     ("one", "--model Net", 0, "3 of 3"),
+    ("declared", "--model net", 0, "on stem.weight of Net: 1 of 1"),
     ("one", "--model stem", 0, "3 of 3"),
     ("one", "--model modle", 3, "trains no model 'modle', but Net"),
     ("one", "--model head", 3, "no layer of head reads the pixels"),
-    ("gan", "", 0, f"of Net: {USED}; not on Generator: its input (2, 16) {NOISE} Generator"),
+    (
+        "gan",
+        "",
+        0,
+        f"of Net: {USED}; not on Generator: its input (2, 16) {NOISE} --model Generator",
+    ),
     ("gan", "--model Generator", 0, f"on stem.weight of Generator: {USED}"),
     ("dcgan", "", 0, f"of Net: {USED}; not on Generator: its input (2, 16, 1, 1) {NOISE}"),
     ("upsampling", "", 0, f"of Net: {USED}; not on Generator: 'stem.weight' reads the pixels"),

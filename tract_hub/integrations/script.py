@@ -41,7 +41,7 @@ IN_EVAL_MODE = (
     "model.train(), and .eval() on those layers that must be in eval mode"
 )
 NO_IMAGE = (
-    "its input {shapes} may be noise, and another model is trained beside it; if it is images, "
+    "its input {shapes} may be noise, as another optimizer trains another model; if it is images, "
     "pass --model {name}"
 )
 
@@ -190,7 +190,8 @@ class ScriptWatch:
 
     def _look_at(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Enable TrAct on a module that is called, if it is a model that is trained on images."""
-        trained = {id(p) for optimizer in self._made_with for p in self._held_by(optimizer)}
+        held = {optimizer: set(map(id, self._held_by(optimizer))) for optimizer in self._made_with}
+        trained = set().union(*held.values())
         own = {id(parameter) for parameter in root.parameters()} & trained
         if not own or root in self._seen or not torch.is_grad_enabled():
             return
@@ -203,7 +204,11 @@ class ScriptWatch:
             self._other_names.add(name)
         elif not model.training:
             self.left[name] = IN_EVAL_MODE
-        elif self.name is None and trained != own and not any(map(_is_image, tensors)):
+        elif (
+            self.name is None
+            and not any(map(_is_image, tensors))
+            and any(own.isdisjoint(held[optimizer]) for optimizer in self._waiting)
+        ):
             shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
             self.left[name] = NO_IMAGE.format(shapes=shapes, name=name)
         else:

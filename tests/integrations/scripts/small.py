@@ -52,6 +52,12 @@ def one(x):
     train(Net(), x, steps=3)
 
 
+def declared(x):
+    global net
+    net = Net()
+    train(net, x)
+
+
 def named(x):
     class Wrapper(nn.Module):
         def __init__(self):
@@ -95,6 +101,19 @@ def teacher(x):
 
 def vectors(x):
     train(nn.Sequential(nn.Linear(768, 4), nn.Tanh(), nn.Linear(4, 2)), x.flatten(1))
+
+
+def vectors_in_folds(x):
+    for _ in range(3):
+        vectors(x)
+
+
+def autoencoder(x):
+    encoder = nn.Sequential(nn.Linear(768, 4), nn.Tanh())
+    decoder = nn.Linear(4, 768)
+    optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+    (decoder(encoder(x.flatten(1))) - x.flatten(1)).square().mean().backward()
+    optimizer.step()
 
 
 def evaluates_halfway(x):
