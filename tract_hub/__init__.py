@@ -21,10 +21,10 @@ from tract_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from tract_hub.locator.locate import locate
     from tract_hub.attach import Status, StemStatus, disable, enable, finish, status
     from tract_hub.integrations.figures import measure
     from tract_hub.integrations.trainer import TractCallback, optimizer_factory
+    from tract_hub.locator.locate import locate
     from tract_hub.stem import Stem
 
 __version__ = "0.2.0"

@@ -119,10 +119,7 @@ def enable(
     """
     _check_module("enable", model)
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
-    if stems is None:
-        found = locate(model, example_inputs, pixels)
-    else:
-        found = named_stems(model, stems)
+    found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
     settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]
     if isinstance(lam, Mapping):
         _refuse_unknown(lam, found)
@@ -222,9 +219,7 @@ def _attach(
         for site in stem.sites:
             module = model.get_submodule(site.module_name)
             first = forwards[0] if forwards else None
-            forward = StemForward(
-                module, site.parameters, stem.weight_name, features, each, first
-            )
+            forward = StemForward(module, site.parameters, stem.weight_name, features, each, first)
             forward.attach()
             forwards.append(forward)
             by_module[site.module_name] = forward

@@ -30,6 +30,7 @@ from tract_hub.method.gate import (
     GATES,
     AccumulatorGate,
     OutputGate,
+    Use,
     gate_weight,
     in_transform,
     suits_output_gate,
@@ -189,6 +190,8 @@ class StemForward(StandIn):
         super().attach()
         StemRepr(self.module).attach()
         self._watch()
+        if self._accumulator is not None:
+            self._accumulator.note_parameter()
 
     def detach(self) -> None:
         """Take it out."""
@@ -456,18 +459,21 @@ def stand_ins(module: nn.Module) -> Iterator[StandIn]:
                 yield value
                 value = value.ordinary
             else:
-                value = value.__dict__.get("__wrapped__") if callable(value) and hasattr(value, "__dict__") else None
+                value = (
+                    value.__dict__.get("__wrapped__")
+                    if callable(value) and hasattr(value, "__dict__")
+                    else None
+                )
 
 
-def _accumulate(weight: Tensor, call: LinearCall, use: Any, accumulator: Accumulator) -> Tensor:
-    """Return a weight whose backward counts the rows of the step, outside of compiled graphs."""
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
+    reason="TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+    "compile other parts of the model, or pass scope='local'"
+)
+def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumulator) -> Tensor:
+    """Return a weight whose backward counts the rows of the step."""
     if in_transform():
         raise TractError("scope='global' knows no torch.func transforms: pass scope='local'")
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break(
-            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
-            "compile other parts of the model, or pass scope='local'"
-        )
     if not call.weight.is_leaf:
         raise TractError(
             f"scope='global' corrects the gradient of a parameter, and {accumulator.weight_name!r} "
@@ -508,7 +514,7 @@ def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     return wrapped and not stem.frozen
 
 
-@torch.compiler.assume_constant_result  # run while a graph is made, not in it
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # run as it is traced
 def _warn_of_replacement(name: str) -> None:
     warnings.warn(
         f"the layer of {name!r} was replaced or wrapped after tract_hub.enable, and trains with "
@@ -533,7 +539,8 @@ _PASSED_BY = (
 def _is_tracing() -> bool:
     """Whether a graph is being recorded for inference: it must be the ordinary model's."""
     # torch.compiler.is_exporting() is constantly True in what torch 2.11 compiles.
-    return torch.jit.is_tracing() or torch.compiler._is_exporting_flag
+    traces = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return bool(traces) or torch.compiler._is_exporting_flag
 
 
 def _lookup(module: nn.Module, name: str) -> Tensor | None:

@@ -143,7 +143,7 @@ def suits_output_gate(call: LinearCall) -> bool:
     """Whether the correction is cheaper and as exact from the output's gradient.
 
     Not where the input takes a gradient, as in a gradient penalty, whose second derivative reaches
-    the weight by way of it; nor in a transform, or forward mode, which would miss a detached weight.
+    the weight by way of it; nor in a transform or in forward mode: they would miss the weight.
     """
     if call.input.requires_grad or not 0 < count_rows(call) < call.in_features:
         return False
