@@ -228,6 +228,9 @@ class StemForward(StandIn):
 
         """
         weight = call.weight
+        if not torch.is_grad_enabled():  # in an autograd function with a backward of its own
+            self._last = ""
+            return func(*args, **kwargs)
         if not (weight.requires_grad or in_transform()):
             return func(*args, **kwargs)
         self._refuse(call)
@@ -241,7 +244,7 @@ class StemForward(StandIn):
             if by_output:
                 gated = weight.detach()
             elif self.accumulator is not None:
-                gated = _accumulate(laid_out, call, use, self.accumulator)
+                gated = self._accumulate(laid_out, call, use, self.accumulator)
             else:
                 gated = gate_weight(laid_out, call, use)
             if transposed and not by_output:
@@ -348,6 +351,8 @@ class StemForward(StandIn):
         self._warned: set[str] = set()
         self._watched: dict[int, tuple[Any, Any]] = {}
         self._accumulator: Accumulator | None = None
+        if self.settings.scope == "global":  # not as a decorator: it imports the whole compiler
+            self._accumulate: Any = torch.compiler.disable(_accumulate, reason=_NOT_COMPILED)
         if self.settings.scope == "global" and self.first is None:
             self._accumulator = Accumulator(
                 self.module, self.parameters[0], self.weight_name, self.features, self.settings
@@ -468,10 +473,6 @@ def stand_ins(module: nn.Module) -> Iterator[StandIn]:
                 )
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator]
-    reason="TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
-    "compile other parts of the model, or pass scope='local'"
-)
 def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumulator) -> Tensor:
     """Return a weight whose backward counts the rows of the step."""
     if in_transform():
@@ -516,7 +517,6 @@ def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     return wrapped and not stem.frozen
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # run as it is traced
 def _warn_of_replacement(name: str) -> None:
     warnings.warn(
         f"the layer of {name!r} was replaced or wrapped after tract_hub.enable, and trains with "
@@ -525,6 +525,15 @@ def _warn_of_replacement(name: str) -> None:
         stacklevel=3,
     )
 
+
+# Run while a graph is made, not in it. torch.compiler.assume_constant_result sets this and no more,
+# but imports the whole compiler, which takes longer than all the rest of this package.
+_warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+_NOT_COMPILED = (
+    "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+    "compile other parts of the model, or pass scope='local'"
+)
 
 _INLINED = (
     "torch.fx copies the forward of {0!r} without TrAct: call tract_hub.enable on the model that "
