@@ -228,9 +228,9 @@ def check_identity(folder: Path, experiment: Experiment, main: bool) -> None:
         there = json.loads(path.read_text(encoding="utf-8"))
         for key in ("settings", "data"):
             for name, value in mine[key].items():
-                if there[key].get(name) != value:
+                if there[key].get(name, value) != value:
                     raise SettingsError(
-                        f"{folder} holds runs with {name} {there[key].get(name)}, not {value}: "
+                        f"{folder} holds runs with {name} {there[key][name]}, not {value}: "
                         "pass another --out"
                     )
     elif main:

@@ -198,7 +198,7 @@ OF_A_CALL = {"recipe", "seeds", "first_seed", "grid_seeds", "threads", "workers"
 
 def identity(settings: Compare) -> dict[str, object]:
     """Return what all rows of one folder have in common, JSON-ready."""
-    values = asdict(settings)
+    values = asdict(settings) | dict(zip(("model", "data"), shown_names(settings), strict=True))
     kept = (f.name for f in fields(settings) if f.name not in OF_A_ROW | OF_A_CALL)
     common: dict[str, object] = json.loads(json.dumps({name: values[name] for name in kept}))
     return common
