@@ -67,10 +67,8 @@ def _settings(command: str, words: list[str]) -> Any:
     from tract_hub.studies import settings
 
     kind = getattr(settings, command.capitalize())
-    default = settings.recipe_of(words) if command == "compare" else kind()
-    return tyro.cli(
-        kind, prog=f"tract-hub {command}", default=default, args=words, use_underscores=False
-    )
+    start = {"default": settings.recipe_of(words)} if command == "compare" else {}
+    return tyro.cli(kind, prog=f"tract-hub {command}", args=words, use_underscores=False, **start)
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

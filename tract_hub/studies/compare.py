@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from tract_hub.errors import ModelError, SettingsError
 from tract_hub.studies import table
+from tract_hub.studies.machine import machine
 from tract_hub.studies.data import ImageData, fit, load_images
 from tract_hub.studies.models import (
     build_model,
@@ -24,17 +26,22 @@ from tract_hub.studies.models import (
     parsed_arguments,
     usual_recipe,
 )
+from tract_hub.studies.page import write_page
+from tract_hub.studies.picture import draw
 from tract_hub.studies.settings import (
     ORDINARY,
+    Arm,
     Compare,
     Run,
     identity,
     results_folder,
     shown_names,
 )
-from tract_hub.studies.train import Experiment, make_accelerator, train
+from tract_hub.studies.train import Experiment, Training, interleave, make_accelerator, train
+from tract_hub.studies.verdict import Study, outcomes, summary
 
-LOG = logging.getLogger(__name__)
+TIMED_ROUNDS = 15
+"""Rounds of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
 BLOWN_UP = 2
 """Times the images' own side from which on resizing is warned of."""
 
@@ -92,20 +99,122 @@ def compare(settings: Compare) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     experiment = prepare(settings)
-    main = experiment.accelerator.is_main_process
+    settings, main = experiment.settings, experiment.accelerator.is_main_process
     folder = results_folder(settings)
-    settings = experiment.settings
     check_identity(folder, experiment, main)
     grid, arms = planned(settings)
-    total = unfinished(grid, folder) + unfinished(arms, folder)
-    progress = Progress(total, main)
+    step, ratios = step_times(experiment, folder)
+    left = unfinished(grid, folder) + unfinished(arms, folder)
+    if main and left:
+        say(*estimate(experiment, left, step, ratios))
+    progress = Progress(left, main)
     train_all(experiment, grid, folder, progress)
     chosen = choose_lr(folder, settings)
-    runs = [replace(run, lr=chosen[run.epochs]) for run in arms]
-    train_all(experiment, runs, folder, progress)
+    train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
     progress.close()
     if main:
-        say(f"written to {folder}: runs.jsonl")
+        answer(experiment, folder, chosen, ratios)
+
+
+def answer(
+    experiment: Experiment, folder: Path, chosen: dict[int, float], ratios: dict[str, float]
+) -> None:
+    """Print the verdict first, and write it with picture and table.
+
+    Args:
+        experiment: what was compared.
+        folder: of the results.
+        chosen: learning rate by length.
+        ratios: seconds of a step over those of an ordinary one, by arm.
+
+    """
+    settings = experiment.settings
+    rows = table.read(folder / "runs.jsonl")
+    rows = rows[rows["seed"].isin(settings.seed_range())]
+    metric = "balanced_accuracy" if experiment.data.balanced else "accuracy"
+    study = Study(metric, experiment.data.test.labels.numpy(), chosen)
+    longest = max(settings.epochs)
+    pairs = [
+        (arm.name, epochs)
+        for epochs in sorted(settings.epochs, reverse=True)
+        for arm in settings.arms()
+        if arm != ORDINARY
+    ]
+    found = outcomes(rows, study, pairs, ratios)
+    lines = summary(found)
+    picture = draw(rows, study, found, title(experiment), longest)
+    table.write_atomically(folder / "compare.png", picture)
+    table.write_atomically(folder / "table.csv", lines.to_csv(index=False))
+    rates = [f"{n} epochs: lr {chosen[n]:g}" for n in chosen] if len(settings.lr) > 1 else []
+    facts = [*opening(experiment), *rates, f"on {machine()}"]
+    page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
+    table.write_atomically(folder / "report.html", page)
+    say("", *(f"{one.sentence}" for one in found), "")
+    say(lines.set_index("arm").T.to_string(line_width=78, header=True), "", *rates)
+    say(f"written to {folder}: report.html, compare.png, table.csv, runs.jsonl")
+
+
+def title(experiment: Experiment) -> str:
+    """Name model and data as they are."""
+    model, data = shown_names(experiment.settings)
+    shape = f"{experiment.data.channels} × {experiment.size} × {experiment.size}"
+    return f"{model} on {data} ({len(experiment.data.train)} images of {shape})"
+
+
+def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, float]]:
+    """Return seconds of an ordinary training step, and the arms' as ratios; measured once.
+
+    All arms take their steps in turns, so that the ratio holds on a machine that does other work.
+    """
+    path = folder / "timing.json"
+    arms = [arm for arm in experiment.settings.arms() if not arm.rescaled]
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if {arm.name for arm in arms} <= set(known["ratios"]):
+            return known["seconds"], known["ratios"]
+    steps = [first_step(experiment, arm) for arm in arms]
+    rounds = [list(times) for times in interleave(steps, TIMED_ROUNDS + 2)][2:]
+    seconds = statistics.median(times[0] for times in rounds)
+    ratios = {
+        arm.name: statistics.median(times[i] / times[0] for times in rounds)
+        for i, arm in enumerate(arms)
+    }
+    experiment.accelerator.free_memory()
+    if experiment.accelerator.is_main_process:
+        content = {"seconds": seconds, "ratios": ratios, "rounds": TIMED_ROUNDS}
+        table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+    return seconds, ratios
+
+
+def first_step(experiment: Experiment, arm: Arm) -> Callable[[], float]:
+    """Return what takes an arm's first step again and again, and returns its seconds."""
+    training = Training(experiment, Run(arm, 1, 1e-6, 0))
+    training.images.draw(0)  # type: ignore[attr-defined]
+    images, labels = next(iter(training.train))
+    images = experiment.to_model(images)
+
+    def timed() -> float:
+        training.model.train()
+        began = time.perf_counter()
+        float(training.step(images, labels))
+        return time.perf_counter() - began
+
+    return timed
+
+
+def estimate(
+    experiment: Experiment, epochs: int, step: float, ratios: dict[str, float]
+) -> list[str]:
+    """Say how long the epochs that are left will take; a forward is taken for a third of a step."""
+    settings, data = experiment.settings, experiment.data
+    steps = (len(data.train) + len(data.test) / 3) / settings.batch_size
+    costs = [
+        f"{name} takes {ratio:.3f} of an ordinary step"
+        for name, ratio in ratios.items()
+        if name.startswith("TrAct")
+    ]
+    lines = [f"  step {1000 * step:.0f} ms; {', '.join(costs)}"]
+    return [*lines, f"  about {in_time(epochs * steps * step)} for {epochs} epochs", ""]
 
 
 def prepare(settings: Compare) -> Experiment:

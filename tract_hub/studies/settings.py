@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from tract_hub.errors import SettingsError
 from tract_hub.names import did_you_mean
 
@@ -279,3 +281,59 @@ def recipe_of(arguments: Sequence[str]) -> Compare:
     if name not in RECIPES:
         raise SettingsError(f"there is no recipe {name!r}; {did_you_mean(name, RECIPES)}")
     return RECIPES[name]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what TrAct adds to a training step, beside the authors' package torch_tract.
+
+    All ways to train take their steps in turns, so that a change in the machine's load meets all
+    of them; what is shown are ratios of such turns.
+    """
+
+    cases: tuple[str, ...] = ()
+    """Models to measure; else all for the device. A wrong name lists them."""
+    device: str = "cpu"
+    """cpu, cuda:1 …"""
+    budget: float = 20.0
+    """Seconds of a case's turns; at least 3 turns are taken, and their number is told."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast's."""
+    channels_last: bool = False
+    """Memory format of images and model, in all cases."""
+    compiled: bool = False
+    """Add a column: TrAct compiled over the ordinary model compiled. Compiling takes minutes."""
+    memory: bool = True
+    """Measure the peak memory of a 7 × 7 stem too."""
+    threads: int = 1
+    """CPU threads."""
+    out: Path = Path("tract-hub-runs/bench")
+    """Folder of bench.md and bench.json."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show the first layers of a model, and what TrAct adds to a training step there."""
+
+    model: tyro.conf.Positional[str]
+    """A name of timm, torchvision:NAME, or a model type, folder or config.json of Transformers."""
+    batch_size: int = 128
+    """Images in the step that the cost is a share of: the solve does not grow with them."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Find the first layers of every model of a zoo, without weights; goes on where it stopped."""
+
+    zoo: tyro.conf.Positional[Literal["timm", "torchvision", "huggingface"]]
+    """Where the models are from."""
+    only: str = "*"
+    """A pattern of names, such as vit_*."""
+    jobs: int = 1
+    """Processes."""
+    time_limit: float = 120.0
+    """Seconds for one model."""
+    out: Path = Path("tract-hub-runs/audit")
+    """Folder of ZOO.md and ZOO.json."""

@@ -97,6 +97,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise _unwritable(path, error) from error
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    """Write a table of texts as Markdown."""
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def _unwritable(path: Path, error: OSError) -> StudyError:
     return StudyError(
         f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and run "

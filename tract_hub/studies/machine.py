@@ -1,0 +1,38 @@
+"""What results were made with: devices, and the versions of packages."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results may depend on, of those installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """Return the name of the GPU, or else of the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def machine() -> str:
+    """Return processor, threads and versions in one line."""
+    packages = ", ".join(f"{name} {at}" for name, at in versions().items())
+    return f"{processor()}, {torch.get_num_threads()} threads; {packages}"
