@@ -190,7 +190,9 @@ def bench(settings: Bench) -> None:
                 bar.n = before + min(seconds, settings.budget)
                 bar.refresh()
 
-            results.append({"case": name, **measured(CASES[kind][name], settings, accelerator, show)})
+            results.append(
+                {"case": name, **measured(CASES[kind][name], settings, accelerator, show)}
+            )
             write(results, settings)
     memory = peak_memory(settings) if settings.memory else None
     print(write(results, settings, memory))

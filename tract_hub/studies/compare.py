@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from tract_hub.errors import ModelError, SettingsError
 from tract_hub.studies import table
-from tract_hub.studies.machine import machine
 from tract_hub.studies.data import ImageData, fit, load_images
+from tract_hub.studies.machine import machine
 from tract_hub.studies.models import (
     build_model,
     logits_of,

@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

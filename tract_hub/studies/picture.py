@@ -49,7 +49,9 @@ def draw(
         _curve(left, ours, one.arm, colour)
         _difference(middle, ours.of(both), ordinary.of(both), study, colour)
         _speed(right, one, colour)
-    left.set_title(f"{study.metric.replace('_', ' ').capitalize()}, mean of {len(ordinary.seeds)} seeds")
+    left.set_title(
+        f"{study.metric.replace('_', ' ').capitalize()}, mean of {len(ordinary.seeds)} seeds"
+    )
     left.set_ylabel("%")
     left.legend(frameon=False, fontsize=8)
     middle.axhline(0, color=ORDINARY_COLOUR, linewidth=1)

@@ -34,6 +34,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
     """
     line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # A process that was killed may have left half a line.
         with path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)

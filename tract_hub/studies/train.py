@@ -45,7 +45,9 @@ def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerat
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-            raise SettingsError(f"no device {device!r} here; there is {', '.join(there)}") from error
+            raise SettingsError(
+                f"no device {device!r} here; there is {', '.join(there)}"
+            ) from error
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     accelerator = Accelerator(
         cpu=device == "cpu",

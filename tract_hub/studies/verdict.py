@@ -318,7 +318,7 @@ def outcome(
     accuracy = (float(ours.accuracy[:, -1].mean()), float(theirs.accuracy[:, -1].mean()))
     sentence = _sentence(arm, epochs, against, accuracy, final, curve, speed, study)
     collapsed = sum(study.at_chance(a) for a in theirs.accuracy[:, -1])
-    if 0 < collapsed and not study.at_chance(accuracy[1]):
+    if collapsed > 0 and not study.at_chance(accuracy[1]):
         sentence += f" {collapsed} of {len(both)} ordinary trainings ended at chance."
     return Outcome(
         arm, epochs, against, len(both), accuracy, final.interval(), curve, speed, step, sentence

@@ -1,0 +1,126 @@
+"""``tract-hub inspect``: the first layers of a model, and what TrAct adds to a training step."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tract_hub
+from tract_hub.adapters.attempts import follow
+from tract_hub.adapters.tracing.skeleton import meta_skeleton
+from tract_hub.errors import TractWarning
+from tract_hub.method.operations import LinearCall
+from tract_hub.studies.models import build_model, build_without_weights
+from tract_hub.studies.settings import Inspect
+
+FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP")
+
+
+def inspect(settings: Inspect) -> None:
+    """Print what ``inspect_model`` says of the model of a name.
+
+    Raises:
+        TractError: there is no such model, or no first layer that can be treated exactly.
+
+    """
+    model = build_without_weights(lambda: build_model(settings.model))
+    found = {"model": settings.model, **inspect_model(model, settings.batch_size)}
+    if settings.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    shapes = ", ".join("×".join(map(str, shape[1:])) for shape in found["inputs"])
+    print(f"First layers of {settings.model}, input {shapes}")
+    for layer in found["first_layers"]:
+        print(
+            f"\n{layer['description']}\n  TrAct adds at most {in_units(layer['flops'])} to a "
+            f"training step of {settings.batch_size} inputs: {100 * layer['share']:.2g} %"
+        )
+    for warning in found["warnings"]:
+        print(f"\nWarning: {warning}")
+
+
+def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
+    """Locate the first layers of a model, and count what TrAct adds to a training step.
+
+    Args:
+        model: any that ``locate`` takes.
+        batch: inputs in a step.
+
+    Returns:
+        Plain data: the shapes of the ``inputs``; for each of the ``first_layers`` its names, its
+        features, the ``flops`` that TrAct adds and their ``share`` of the ordinary step (three
+        forwards); and ``warnings``.
+
+    Raises:
+        TractError: there is no first layer that can be treated exactly.
+
+    Example:
+        >>> inspect_model(timm.create_model("resnet50"))["first_layers"][0]["weight"]
+        'conv1.weight'
+
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stems = tract_hub.locate(model)
+    said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
+    attempt = follow(model, meta_skeleton(model))
+    with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
+        attempt.again()
+    shapes = [list(pixels.shape) for pixels in attempt.example.pixels]
+    inputs = batch / shapes[0][0]
+    step = 3 * counter.get_total_flops() * inputs
+    layers = []
+    for stem in stems:
+        calls = [
+            layer.call
+            for layer in attempt.trace.layers
+            if layer.call and stem.weight_name in layer.parameters
+        ]
+        flops = sum(added_flops(call, inputs) for call in calls)
+        layers.append(
+            {
+                "weight": stem.weight_name,
+                "module": stem.module_name,
+                "in_features": stem.in_features,
+                "description": str(stem),
+                "flops": round(flops),
+                "share": flops / step if step else 0.0,
+            }
+        )
+        said += [f"{stem.weight_name}: {note}" for note in stem.notes]
+    return {"batch_size": batch, "inputs": shapes, "first_layers": layers, "warnings": said}
+
+
+def added_flops(call: LinearCall, inputs: float) -> float:
+    """Count what TrAct adds to one call: at most, as overlapping patches share products.
+
+    With R rows of n features and m outputs: R n k for the Gram matrix of k = min(R, n) sides
+    (half of its products, by symmetry), k³ / 3 for its factor, 2 n k m to solve with it.
+
+    Args:
+        call: of the first layer, in a traced forward.
+        inputs: how many times the traced batch a step has.
+
+    """
+    outputs = call.weight.shape[1] if call.name == "matmul" else call.weight.shape[0]
+    rows, geometry = call.input.shape[:-1].numel(), call.convolution
+    if geometry is not None:
+        dims = len(geometry.kernel)
+        rows = call.input.shape[0] if call.input.ndim == dims + 2 else 1
+        for axis, size in enumerate(call.input.shape[-dims:]):
+            reach = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1
+            rows *= (size + sum(geometry.padding[axis]) - reach) // geometry.stride[axis] + 1
+    groups, n, m = call.groups, call.in_features, outputs / call.groups
+    k = min(rows * inputs, n)
+    return groups * (rows * inputs * n * k + k**3 / 3 + 2 * n * k * m)
+
+
+def in_units(count: float) -> str:
+    """Write a number of operations: ``"1.23 GFLOP"``."""
+    thousands = min(len(FLOPS) - 1, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**thousands:.3g} {FLOPS[thousands]}"
