@@ -60,7 +60,7 @@ def own_stem() -> tract_hub.Stem:
 
 NUMBERS = [True, 0, -1, 0.1, 10**400, float("nan"), float("inf"), 1e-320, 1e308, 1j]
 NUMBERS += [Fraction(1, 10), np.float32(0.1), np.float64(0.1), np.array([1.0, 2.0])]
-NAMES = ["", "x", ".", "conv", "conv.", "conv.weight", "norm", "head", "rank", "global", b"conv"]
+NAMES = ["", "x", ".", "conv", "conv.", "conv.weight", "norm", "head", "local", "global", b"conv"]
 OBJECTS = [None, object(), Awkward(), Net, nn.Conv2d(3, 4, 3), torch.tensor(0.1), torch.zeros(2)]
 IMAGES = [
     torch.zeros(2, 3, 8, 8),
@@ -216,7 +216,7 @@ def test_a_warning_that_is_an_error_comes_before_the_change() -> None:
         warnings.simplefilter("error")
         with pytest.raises(tract_hub.TractWarning):
             tract_hub.enable(model, lam=0.2, scope="global")
-    assert [(state.lam, state.scope) for state in tract_hub.status(model)] == [(0.1, "rank")]
+    assert [(state.lam, state.scope) for state in tract_hub.status(model)] == [(0.1, "local")]
 
 
 words = st.text("0123456789.,-+e_=[]{}()'\"aλ² \x00", max_size=12) | st.sampled_from(

@@ -14,7 +14,6 @@ from torch.func import functional_call, grad, vmap
 
 import tract_hub
 from tests.oracle import closed_form, conv_rows, relative_error
-from tract_hub.method import compiled
 
 
 class Net(nn.Module):

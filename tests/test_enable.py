@@ -72,7 +72,7 @@ def test_status_says_what_is_on() -> None:
     assert tract_hub.status(model) == ()
     tract_hub.enable(model, lam=0.2)
     (state,) = tract_hub.status(model)
-    assert (state.weight_name, state.lam, state.scope) == ("conv1.weight", 0.2, "rank")
+    assert (state.weight_name, state.lam, state.scope) == ("conv1.weight", 0.2, "local")
     assert (state.frozen, state.training) == (False, True)
     model.eval().conv1.weight.requires_grad_(False)
     (state,) = tract_hub.status(model)
@@ -98,7 +98,7 @@ def test_a_second_lambda_takes_the_place_of_the_first_and_says_so(name: str) -> 
 
 def test_a_second_scope_takes_the_place_of_the_first_and_says_so(name: str) -> None:
     model = tract_hub.enable(zoo.build(name))
-    for old, new in (("rank", "global"), ("global", "rank")):
+    for old, new in (("local", "global"), ("global", "rank")):
         before = snapshot(model)
         with pytest.warns(tract_hub.TractWarning, match=f"scope changed from '{old}' to '{new}'"):
             tract_hub.enable(model, scope=new)

@@ -55,7 +55,7 @@ def test_a_part_of_an_enabled_model_gets_no_scope_of_its_own() -> None:
     tract_hub.enable(model, example_inputs=torch.randn(2, 3, 8, 8, dtype=torch.double))
     with pytest.raises(tract_hub.TractError, match=r"0\.weight was enabled on a model that this"):
         tract_hub.enable(model[0], lam=0.3, scope="global")
-    assert [(state.lam, state.scope) for state in tract_hub.status(model)] == [(0.1, "rank")]
+    assert [(state.lam, state.scope) for state in tract_hub.status(model)] == [(0.1, "local")]
 
 
 class TwoStems(nn.Module):

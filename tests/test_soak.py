@@ -96,7 +96,7 @@ def resident() -> float:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("scope", ["rank", "global"])
+@pytest.mark.parametrize("scope", ["local", "global"])
 def test_a_long_run_holds_no_more_and_ends_as_one_without_interruptions(
     scope: str, tmp_path: Path
 ) -> None:

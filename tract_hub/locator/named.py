@@ -1,0 +1,131 @@
+"""First layers that the user names, where they should not be searched for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from operator import attrgetter
+
+from torch import nn
+
+from tract_hub.locator.unwrap import unwrap
+from tract_hub.errors import StemNotFoundError, UnsupportedStemError
+from tract_hub.names import did_you_mean
+from tract_hub.stem import Site, Stem
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ...]:
+    """Describe the layers that a user named, or named the weights of.
+
+    Raises:
+        TypeError: ``stems`` is no list of names.
+        StemNotFoundError: there is no such layer, or a ``Stem`` of another model.
+        UnsupportedStemError: it is no Conv1d, Conv2d, Conv3d or Linear.
+
+    """
+    several = isinstance(stems, (Sequence, Set)) and not isinstance(stems, str)
+    if not several or not all(isinstance(stem, (str, Stem)) for stem in stems):
+        raise TypeError("stems must be a list of names of layers, such as ['conv1']")
+    if not stems:
+        raise StemNotFoundError("stems is empty: name at least one layer, or leave it out")
+    found = [
+        _checked(model, stem) if isinstance(stem, Stem) else _named(model, stem) for stem in stems
+    ]
+    unique: dict[str, Stem] = {}
+    for stem in sorted(found, key=lambda stem: stem.weight_name):
+        if not any(stem.sites[0] in known.sites for known in unique.values()):  # one weight, twice
+            unique[stem.weight_name] = stem
+    return tuple(unique.values())
+
+
+def _checked(model: nn.Module, stem: Stem) -> Stem:
+    """Return a stem that was found before, in this model or in one of the same build."""
+    try:
+        for site in stem.sites:
+            module = model.get_submodule(site.module_name)
+            for parameter in site.parameters:
+                attrgetter(parameter)(module)
+    except AttributeError as error:
+        raise StemNotFoundError(
+            f"{type(model).__name__} does not have the layer of the stem {stem.weight_name!r} "
+            f"({error}): pass what locate finds in this model, or the layer's name"
+        ) from error
+    if not stem.sites:
+        raise StemNotFoundError(
+            f"the stem {stem.weight_name!r} does not say where it is applied: pass one that locate "
+            "returned, or the layer's name"
+        )
+    return stem
+
+
+def _named(model: nn.Module, entry: str) -> Stem:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    prefix = unwrap(model)[1]
+    for name in (entry, prefix + entry, entry.removesuffix(".weight")):
+        if name in modules:
+            stem = _stem_of(name, modules[name])
+            return replace(stem, sites=(*stem.sites, *_tied(model, stem)))
+    hint = did_you_mean(repr(entry), map(repr, filter(None, modules)))
+    raise StemNotFoundError(f"{type(model).__name__} has no layer {entry!r}; {hint}")
+
+
+def _stem_of(name: str, module: nn.Module) -> Stem:
+    if not isinstance(module, _LAYERS):
+        raise UnsupportedStemError(
+            f"{name!r} is a {type(module).__name__}: TrAct treats Conv1d, Conv2d, Conv3d, Linear "
+            "and their subclasses; leave stems out to have the first layers found"
+        )
+    parameters = _weight_parameters(module)
+    operation, features = _kind(module)
+    return Stem(
+        weight_name=f"{name}.{parameters[0]}".lstrip("."),
+        module_name=name,
+        module=module,
+        in_features=features,
+        operation=operation,
+        sites=(Site(name, operation, parameters),),
+        derived=parameters != ("weight",),
+        reason="named by the user",
+    )
+
+
+def _tied(model: nn.Module, stem: Stem) -> Iterator[Site]:
+    """Where else the weight of a layer is applied: all uses share one matrix.
+
+    Raises:
+        UnsupportedStemError: by a module that is no such layer.
+
+    """
+    held = dict(stem.module.named_parameters(recurse=False))
+    own = {id(held[name]) for name in stem.sites[0].parameters if name in held}
+    for name, module in model.named_modules():
+        if module is stem.module or own.isdisjoint(map(id, module.parameters(recurse=False))):
+            continue
+        if not isinstance(module, _LAYERS) or _kind(module)[0] != stem.operation:
+            raise UnsupportedStemError(
+                f"{stem.weight_name!r} is a parameter of {name!r} too, a {type(module).__name__}: "
+                "TrAct cannot treat a weight that is applied to something else as well"
+            )
+        yield Site(name, stem.operation, _weight_parameters(module))
+
+
+def _kind(module: nn.Module) -> tuple[str, int]:
+    """Operation and features of a layer, without ``.weight``: a norm would step on being read."""
+    if isinstance(module, nn.Linear):
+        return "linear", module.in_features
+    kernel: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
+    channels: int = module.in_channels // module.groups  # type: ignore[operator, assignment]
+    return f"conv{len(kernel)}d", channels * math.prod(kernel)
+
+
+def _weight_parameters(module: nn.Module) -> tuple[str, ...]:
+    """All parameters of a layer but its bias, the largest first: its weight is made of them."""
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in module.named_parameters()
+        if "bias" not in name.split(".")
+    }
+    return tuple(sorted(sizes, key=lambda name: -sizes[name]))

@@ -1,0 +1,382 @@
+"""Follow the pixels through one forward of a model that computes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from types import MethodWrapperType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from tract_hub.locator.draws import own_draws
+from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
+from tract_hub.locator.mismatch import Mismatch, mismatch_of
+from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
+from tract_hub.method.calls import LinearCall, read_call
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer that reads something which came from the pixels.
+
+    Attributes:
+        call: the call, with meta tensors; None where it is no operation that TrAct treats.
+        operation: the operation's name.
+        flow: how the pixels reached its input.
+        parameters: names of the parameters that its weight is made of.
+        modules: the modules whose forward was running, outermost first.
+        derived: whether the weight is not the parameter itself.
+        obstacle: why it cannot be treated, None where it can.
+        frozen: whether none of its parameters takes a gradient.
+
+    """
+
+    call: LinearCall | None
+    operation: str
+    flow: Flow
+    parameters: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    derived: bool = False
+    obstacle: str | None = None
+    frozen: bool = False
+
+
+@dataclass
+class Trace:
+    """All that one forward showed.
+
+    Attributes:
+        layers: calls of layers on the pixels, and on what is no longer affine in them.
+        ended: why the forward did not come to its end, if it did not.
+        mismatch: the sizes that did not fit in the last call that failed.
+        looked_up: the embedding in which a model that takes indices looked up the pixels.
+
+    """
+
+    layers: list[LayerCall] = field(default_factory=list)
+    ended: Exception | None = None
+    mismatch: Mismatch | None = None
+    looked_up: str | None = None
+
+    def add(self, other: Trace) -> None:
+        """Add what another call of the same model showed."""
+        self.layers += other.layers
+        self.ended = self.ended or other.ended
+        self.mismatch = self.mismatch or other.mismatch
+        self.looked_up = self.looked_up or other.looked_up
+
+
+def follow_pixels(
+    copied: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    pixels: Mapping[str, Tensor],
+    frozen: frozenset[str] = frozenset(),
+    live: Iterable[Tensor] = (),
+    method: str = "forward",
+) -> Trace:
+    """Run a copy of a model once and record every layer that the pixels reach.
+
+    Args:
+        copied: a model on the meta device, see ``meta_copy``.
+        args: positional inputs of its forward, on the meta device or small and real.
+        kwargs: its named inputs.
+        pixels: those of the inputs that are pixels, by name.
+        frozen: names of the parameters that are constants.
+        live: tensors that must not be touched; a forward that does is ended.
+        method: what to call instead of the forward: a method, or a module inside, by its path.
+
+    """
+    trace = Trace()
+    call = copied if method == "forward" else attrgetter(method)(copied)
+    leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in pixels.values()}
+    names = {id(parameter): name for name, parameter in copied.named_parameters()}
+    running = _Running(copied)
+    graph = Graph(
+        leaves={id(leaves[id(tensor)]): name for name, tensor in pixels.items()},
+        names=names,
+        trainable=frozenset(names.values()) - frozen,
+        unknown_layer=lambda *layer: trace.layers.append(_unknown(*layer)),
+    )
+    # A forward may write into its input, which autograd allows in a copy of a leaf alone.
+    args, kwargs = tree_map_only(
+        Tensor, lambda t: leaves[id(t)].clone() if id(t) in leaves else t, (args, dict(kwargs))
+    )
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), own_draws(copied), running:
+            with _Layers(trace, graph, running), MetaAnswers(live):
+                output = call(*args, **kwargs)
+            for tensor in tensors_in(output):
+                graph.flow(tensor)  # layers that nothing behind them showed
+    except Exception as error:
+        trace.ended = error
+    return trace
+
+
+def _unknown(operation: str, flow: Flow, parameters: frozenset[str]) -> LayerCall:
+    return LayerCall(None, operation, flow, tuple(sorted(parameters)), ())
+
+
+class _Running:
+    """The modules whose forward runs now, outermost first.
+
+    Attributes:
+        stack: each with whether it was entered within a custom autograd function.
+        user_grad: whether the forward itself, and not such a function, leaves gradients on.
+
+    """
+
+    def __init__(self, copied: nn.Module) -> None:
+        self.stack: list[tuple[nn.Module, bool]] = []
+        self.user_grad = True
+        self._copied = copied
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Running:
+        for module in self._copied.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                enter, leave = self._enter, self._leave
+                self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def in_function(self) -> bool:
+        """Whether the forward of a custom autograd function runs: it turns gradients off."""
+        return self.user_grad and not torch.is_grad_enabled()
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self.stack.append((module, self.in_function()))
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.stack and self.stack[-1][0] is module:
+            self.stack.pop()
+
+
+class _Layers(TorchFunctionMode):
+    """Records the calls of layers, as torch functions with all their arguments."""
+
+    def __init__(self, trace: Trace, graph: Graph, running: _Running) -> None:
+        super().__init__()
+        self.trace = trace
+        self.graph = graph
+        self.running = running
+        self.cut: dict[int, Tensor] = {}  # made of pixels, and known to autograd no more
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        answer = _ANSWERS.get(func)
+        if answer is not None:
+            return answer(self, func, args, kwargs)
+        if isinstance(func, MethodWrapperType):  # reads an attribute
+            return func(*args, **kwargs)
+        call = read_call(func, args, kwargs)
+        try:
+            after = self._record(call) if call else None
+            output = run_first_step(func, args, kwargs) or self.run(func, args, kwargs)
+        except Exception:
+            self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
+            raise
+        if after is not None:
+            self.graph.put(output, after)
+        else:
+            self._note(getattr(func, "__name__", ""), args, kwargs, output)
+        return output
+
+    def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function; what comes from the pixels is remembered under ``no_grad`` too."""
+        if torch.is_grad_enabled():
+            self.running.user_grad = True
+        elif any(self._kind_of(tensor) for tensor in tensors_in((args, kwargs))):
+            with torch.enable_grad():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _kind_of(self, tensor: Tensor) -> Kind | None:
+        return self.graph.flow(tensor).kind
+
+    def _record(self, call: LinearCall) -> Flow | None:
+        """Record a layer's call if it reads pixels; return what its output is, if that is known."""
+        weight, flow = self.graph.flow(call.weight), self.graph.flow(call.input)
+        if not weight.parameters or flow.kind is None:
+            return None
+        trained = weight.parameters & self.graph.trainable
+        if flow.kind is not Kind.FEATURES:
+            self.trace.layers.append(
+                LayerCall(
+                    call=call,
+                    operation=call.name,
+                    flow=flow,
+                    parameters=tuple(sorted(weight.parameters)),
+                    modules=tuple(module for module, _ in self.running.stack),
+                    derived=id(call.weight) not in self.graph.names,
+                    obstacle=self._obstacle(weight),
+                    frozen=not trained,
+                )
+            )
+        if trained:
+            self.graph.passed_layer = True
+            return replace(flow, kind=Kind.FEATURES)
+        return None  # a constant: the graph tells
+
+    def _obstacle(self, weight: Flow) -> str | None:
+        if self.running.in_function():
+            # Its backward is its own, unless it calls the layer's module, as a checkpoint does.
+            around = [inside for module, inside in self.running.stack if self._holds(module, weight)]
+            if not (around and around[-1]):
+                return "it is applied in an autograd function with a backward of its own"
+        return None
+
+    def _holds(self, module: nn.Module, weight: Flow) -> bool:
+        held = {self.graph.names.get(id(parameter)) for parameter in module.parameters()}
+        return weight.parameters <= held
+
+    def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note what the graph does not tell of an operation that is no layer."""
+        if name in _STATISTICS:
+            self._note_statistic(args, output)
+        if isinstance(output, Tensor):
+            if not output.is_floating_point() and not output.is_complex():
+                self._note_cut(args, output)
+            elif self.cut and name not in _SELECTING:
+                cut = [t for t in tensors_in((args, kwargs)) if id(t) in self.cut]
+                if cut and output.grad_fn is None:
+                    self.cut[id(output)] = output
+                elif cut:
+                    flow = self.graph.flow(output)
+                    if flow.kind is Kind.PIXELS:
+                        self.graph.put(output, replace(flow, kind=Kind.NONLINEAR))
+
+    def _note_statistic(self, args: tuple[Any, ...], output: Any) -> None:
+        """Mean, deviation, extremes of whole images: they may standardise the image."""
+        flow = self.graph.flow(args[0]) if isinstance(args[0], Tensor) else NOTHING
+        if flow.kind not in (Kind.PIXELS, Kind.NONLINEAR):
+            return
+        area = math.prod(sorted(args[0].shape[1:])[-2:])
+        for tensor in tensors_in(output):
+            if tensor.numel() * area <= args[0].numel():
+                self.graph.put(tensor, replace(self.graph.flow(tensor), statistic=True))
+
+    def _note_cut(self, args: tuple[Any, ...], output: Tensor) -> None:
+        """Numbers cut down to integers, or compared, are no longer affine in the pixels."""
+        given = list(tensors_in(args))
+        if any(id(tensor) in self.cut for tensor in given) or any(
+            self._kind_of(t) in (Kind.PIXELS, Kind.NONLINEAR) for t in given if t.requires_grad
+        ):
+            self.cut[id(output)] = output
+
+
+Answer = Callable[[_Layers, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _on_cpu(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A model asks for the device to make tensors there, or for autocast, which meta has not."""
+    device = func(*args)
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _set_grad(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    layers.running.user_grad = bool(args[0])
+    return func(*args, **kwargs)
+
+
+def _tolist(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return list_of(args[0]) if args[0].is_meta else func(*args)
+
+
+def _from_data(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Numbers made a tensor are never seen as an operation, and may be read back."""
+    return func(*args, **{**kwargs, "device": None})
+
+
+def _same(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The forward takes the pixels off the graph, or out of it: they are followed all the same."""
+    if layers.graph.flow(args[0]).kind is None:
+        return func(*args, **kwargs)
+    return layers.run(torch.Tensor.view_as, (args[0], args[0]), {})
+
+
+def _keep_grad(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args[0].grad_fn is not None else func(*args, **kwargs)
+
+
+def _embedding(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args[0].is_floating_point():  # torch 2.11 does not say so on meta
+        if layers.graph.flow(args[0]).kind is Kind.PIXELS:
+            layers.trace.looked_up = layers.graph.names.get(id(args[1]), "a table")
+        raise TypeError("embedding takes integers")
+    return func(*args, **kwargs)
+
+
+def _byte(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Pixels made bytes, as images are kept, are only rounded."""
+    to_bytes = func is torch.Tensor.byte or torch.uint8 in (*args[1:], kwargs.get("dtype"))
+    if to_bytes and layers.graph.flow(args[0]).kind is Kind.PIXELS:
+        return layers.run(torch.round, args[:1], {})
+    return layers.run(func, args, kwargs)
+
+
+_ANSWERS: dict[Callable[..., Any], Answer] = {
+    torch.Tensor.device.__get__: _on_cpu,  # type: ignore[attr-defined]
+    # What torch.no_grad calls; is_grad_enabled does not tell who turned gradients off.
+    torch._C._set_grad_enabled: _set_grad,
+    torch.Tensor.tolist: _tolist,
+    torch.tensor: _from_data,
+    torch.as_tensor: _from_data,
+    torch.Tensor.detach: _same,
+    torch.Tensor.data.__get__: _same,  # type: ignore[attr-defined]
+    torch.Tensor.requires_grad_: _keep_grad,
+    torch.Tensor.requires_grad.__set__: _keep_grad,  # type: ignore[attr-defined]
+    F.embedding: _embedding,
+    torch.Tensor.to: _byte,
+    torch.Tensor.byte: _byte,
+}
+
+_STATISTICS = frozenset(
+    "amax amin aminmax max mean median min norm quantile std std_mean sum var var_mean "
+    "linalg_vector_norm".split()
+)
+
+_SELECTING = frozenset(
+    "__getitem__ __setitem__ index_select gather take masked_select index_put index_put_".split()
+)
+"""What chooses the elements is not mixed into them."""
+
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+def run_first_step(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """Run a recurrent layer on one step and repeat its output; None for any other function.
+
+    A step takes about a millisecond even where nothing is computed, and timm's sequencer2d, which
+    scans rows and columns of an image, has thousands of them.
+    """
+    if func not in _RECURRENT or len(args) != 9:  # eight where the sequences are packed
+        return None
+    time = 1 if args[-1] else 0
+    steps: int = args[0].shape[time]
+    if steps < 1:
+        return None
+    states = tree_map_only(Tensor, lambda state: torch.empty_like(state, device="meta"), args[1])
+    output, *states = func(args[0].narrow(time, 0, 1), states, *args[2:], **kwargs)
+    repeats = [1] * output.dim()
+    repeats[time] = steps
+    return (output.repeat(repeats), *states)

@@ -1,0 +1,194 @@
+"""Answers for the few operations that ask a tensor for its values, where it has none.
+
+A forward on the meta device has shapes and no numbers. Where a model's control flow depends on
+numbers, one of its branches is taken; where it selects elements, it is given all of them. Small
+tensors that a forward makes or moves keep their numbers, whatever device it names: grids, sizes
+and offsets are often read back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from tract_hub.errors import ExampleInputError
+from tract_hub.locator.meta_copy import SMALL
+
+aten = torch.ops.aten
+
+
+class MetaAnswers(TorchDispatchMode):
+    """Runs operations on the meta device as soon as one of their tensors is there.
+
+    Nothing is drawn from the generators of the process, and the user's own tensors are not touched.
+
+    Args:
+        live: tensors that must not be touched; a forward that does is ended.
+
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Without it, the first operation imports the compiler, which takes a second. There is no
+        # public way to say that this mode is only used eagerly.
+        return False
+
+    def __init__(self, live: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live = {id(tensor) for tensor in live}
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = list(tensors_in((args, kwargs)))
+        if not self._live.isdisjoint(map(id, given)):
+            raise ExampleInputError("its forward holds on to the original of a copied module")
+        if not any(tensor.is_meta for tensor in given):
+            return self._without_meta(func, args, kwargs)
+        if not all(tensor.is_meta for tensor in given):
+            real, (args, kwargs) = args, tree_map_only(Tensor, _to_meta, (args, kwargs))
+            if func._schema.is_mutable and not real[0].is_meta:  # its copy is written, not it
+                _answered(func, args, kwargs)
+                return real[0]
+        return _answered(func, args, kwargs)
+
+    def _without_meta(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            if any(argument.name == "generator" for argument in func._schema.arguments):
+                kwargs = {**kwargs, "generator": self._generator}
+            else:
+                args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+                return func(*args, **({**kwargs, "device": "meta"} if not args_hold(args) else kwargs))
+        return func(*args, **_on_cpu_if_small(func, args, kwargs))
+
+
+def args_hold(args: tuple[Any, ...]) -> bool:
+    return any(True for _ in tensors_in(args))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in the arguments of an operation, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.to("meta")
+
+
+def _answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    answer = _ANSWERS.get(func) or _ANSWERS_BY_NAME.get(func._schema.name)
+    return answer(*args, **kwargs) if answer else func(*args, **kwargs)
+
+
+def _on_cpu_if_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a forward makes, or moves to any device, stays on the CPU where it is small."""
+    sizes = _SIZES.get(func)
+    device = kwargs.get("device")
+    if sizes is None and (device is None or torch.device(device).type == "cpu"):
+        return kwargs
+    small = sizes is not None and sizes(*args) <= SMALL
+    return {**kwargs, "device": torch.device("cpu" if small else "meta")}
+
+
+def _scalar(tensor: Tensor) -> bool | int | float:
+    if tensor.dtype == torch.bool:
+        return False
+    return 1.0 if tensor.is_floating_point() else 1
+
+
+def list_of(tensor: Tensor) -> Any:
+    """Answer ``tolist`` for a tensor without values."""
+    return torch.full(tensor.shape, _scalar(tensor), dtype=tensor.dtype, device="cpu").tolist()
+
+
+def _nonzero(tensor: Tensor) -> Tensor:
+    return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device="meta")
+
+
+def _masked_select(tensor: Tensor, mask: Tensor) -> Tensor:
+    shape = torch.broadcast_shapes(tensor.shape, mask.shape)
+    return tensor.expand(shape).reshape(-1)
+
+
+def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """Index with every mask taken to be all true."""
+    whole: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
+            whole.append(index)
+            continue
+        count = math.prod(index.shape)
+        picks = [torch.empty(count, dtype=torch.int64, device="meta") for _ in index.shape]
+        whole.extend(picks)
+    return aten.index.Tensor(tensor, whole)  # type: ignore[no-any-return]
+
+
+def _one_value(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, their places and their counts, where all elements are taken to be equal."""
+    places = torch.empty(tensor.shape, dtype=torch.int64, device="meta")
+    return tensor.new_empty(1), places, places.new_empty(1)
+
+
+def _keep_one(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Detections are handled one by one: one shows as much as a thousand."""
+    return torch.empty(min(1, scores.numel()), dtype=torch.int64, device="meta")
+
+
+def _to_copy(tensor: Tensor, **kwargs: Any) -> Tensor:
+    """Whatever has no values cannot leave the meta device."""
+    return aten._to_copy.default(tensor, **{**kwargs, "device": torch.device("meta")})  # type: ignore[no-any-return]
+
+
+def _normalised(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch norm: torch's own takes twenty operations on the meta device, half of a ResNet-50."""
+    statistics = tensor.new_empty(tensor.shape[1])
+    return torch.empty_like(tensor), statistics, statistics
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: _scalar,
+    aten.nonzero.default: _nonzero,
+    aten.masked_select.default: _masked_select,
+    aten.index.Tensor: _index,
+    aten._unique2.default: _one_value,
+    aten._to_copy.default: _to_copy,
+    aten.native_batch_norm.default: _normalised,
+}
+
+_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {"torchvision::nms": _keep_one}
+"""Operations of libraries that are perhaps not imported."""
+
+_SIZES: dict[Any, Callable[..., float]] = {
+    aten._to_copy.default: lambda tensor: tensor.numel(),
+    aten.zeros.default: math.prod,
+    aten.ones.default: math.prod,
+    aten.full.default: lambda size, value: math.prod(size),
+    aten.arange.default: lambda end: end,
+    aten.arange.start: lambda start, end: abs(end - start),
+    aten.arange.start_step: lambda start, end, step=1: abs(end - start) / abs(step),
+    aten.linspace.default: lambda start, end, steps: steps,
+    aten.scalar_tensor.default: lambda value: 1,
+    aten.zeros_like.default: lambda tensor: tensor.numel(),
+    aten.ones_like.default: lambda tensor: tensor.numel(),
+    aten.full_like.default: lambda tensor, value: tensor.numel(),
+}
+"""Operations that make or move real tensors → the number of elements."""

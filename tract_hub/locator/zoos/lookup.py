@@ -1,0 +1,50 @@
+"""Which adapter knows a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from tract_hub.locator.zoos import plain
+from tract_hub.locator.zoos.examples import Example, images_example
+
+ZOOS = {"timm": "timm", "transformers": "huggingface", "torchvision": "torchvision"}
+"""Top-level package of a model's class → the adapter that knows it."""
+
+
+def zoo_of(model: nn.Module) -> Any:
+    """Return the adapter of the zoo that a model's class, or a class below it, is from."""
+    for cls in type(model).__mro__:
+        zoo = ZOOS.get(cls.__module__.partition(".")[0])
+        if zoo:
+            return importlib.import_module(f"tract_hub.locator.zoos.{zoo}")
+    return None
+
+
+def declared_stems(model: nn.Module) -> set[str] | None:
+    """Return the weights that a model's zoo records as its first; None where it keeps no record."""
+    declare = getattr(zoo_of(model), "declared_stems", None)
+    return None if declare is None else declare(model)
+
+
+def examples_for(model: nn.Module) -> Iterator[Example]:
+    """Yield example inputs for a model, the likeliest first."""
+    zoo = zoo_of(model)
+    if zoo:
+        yield from zoo.examples(model)
+        return
+    for example in _examples_of_model_inside(model):
+        yield images_example(model, plain.required_inputs(model), *example.pixels[0].shape)
+        yield example
+    yield from plain.examples(model)
+
+
+def _examples_of_model_inside(model: nn.Module) -> Iterator[Example]:
+    for module in model.modules():
+        zoo = zoo_of(module)
+        if module is not model and zoo and ".models." in f"{type(module).__module__}.":
+            yield from zoo.examples(module)
+            return

@@ -1,0 +1,308 @@
+"""The method: ∇W ↦ ∇W · (XᵀX / rows + λI)⁻¹, and the two places where autograd applies it.
+
+``correct_gradient`` takes the ordinary gradient of the weight: it holds for any gradient, also one
+of a second derivative. ``dual_gradient`` takes the gradient of the layer's output instead, where
+X has fewer rows than features: ∇W = δᵀX, so ∇W · (XᵀX/r + λI)⁻¹ = ((XXᵀ/r + λI)⁻¹ δ)ᵀ X, which
+needs a matrix of rows × rows only and saves the product that gives the ordinary gradient.
+
+Source: Petersen, Borgelt, Ermon, NeurIPS 2024, the closed form of section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from tract_hub.config import Settings
+from tract_hub.method.calls import Convolution, LinearCall
+from tract_hub.method.gram import (
+    ROUNDING,
+    count_rows,
+    gram_matrix,
+    has_fast_float64,
+    product_dtype,
+    unfolded,
+    widest_dtype,
+)
+
+SAFETY = 64
+"""Times its rounding errors that the damping is, at least, where products in float32 do."""
+
+Observer = Callable[[Tensor], None]
+"""Is shown the mean square of the input, (groups,), where looking at it is free."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The second moment XᵀX / rows of a layer's input.
+
+    Attributes:
+        matrix: (groups, n, n).
+        eps: the rounding unit of the products that were summed.
+
+    """
+
+    matrix: Tensor
+    eps: float
+
+    @property
+    def trace(self) -> Tensor:
+        """(groups, 1, 1): n times the mean square of the input."""
+        return self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+
+    @property
+    def rounding(self) -> Tensor:
+        """Bound of the matrix's rounding errors, as an eigenvalue, (groups, 1, 1)."""
+        return ROUNDING * self.eps * self.trace
+
+    def damped(self, settings: Settings) -> tuple[Tensor, Tensor]:
+        """Return XᵀX / rows + λI, and its λ, (groups, 1, 1), raised to the rounding errors."""
+        damping = damping_of(self.trace, self.matrix.shape[-1], settings)
+        damping = torch.maximum(damping, self.rounding)
+        diagonal = torch.eye(self.matrix.shape[-1], dtype=damping.dtype, device=damping.device)
+        return self.matrix + damping * diagonal, damping
+
+
+def damping_of(trace: Tensor, features: int, settings: Settings) -> Tensor:
+    """Return λ, in the shape of ``trace``: absolute, or relative to the mean square trace / n."""
+    if settings.damping == "absolute":
+        return torch.full_like(trace, settings.lam)
+    relative = settings.lam * trace / features
+    return relative + (relative == 0)  # an input of zeros has a gradient of zeros, not 0 / 0
+
+
+def moment_of(call: LinearCall, settings: Settings, operands: torch.dtype | None = None) -> Moment:
+    """Compute XᵀX / rows of a call with at least one row.
+
+    Where λ lies too near the rounding errors of float32, a CPU takes float64. Elsewhere looking
+    would wait for the device: λ is raised instead, see ``Moment.damped``.
+    """
+    dtype = product_dtype(call.input, operands)
+    with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
+        if dtype == torch.float32 and _is_batched(call.input):  # has no number to look at
+            dtype = torch.float64
+        moment = _moment_in(dtype, call)
+        if dtype == torch.float32 and call.input.device.type == "cpu":
+            damping = damping_of(moment.trace, call.in_features, settings)
+            if not bool((SAFETY * moment.rounding <= damping).all()):  # also where it overflowed
+                moment = _moment_in(torch.float64, call)
+    return moment
+
+
+def correct_gradient(
+    gradient: Tensor,
+    call: LinearCall,
+    settings: Settings,
+    operands: torch.dtype | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Return ∇W · (XᵀX / rows + λI)⁻¹.
+
+    Args:
+        gradient: ∇W, (out, ...) of ``groups × n`` features in all; any floating dtype.
+        call: the call that used the weight.
+        settings: λ and how it damps.
+        operands: the dtype that autocast multiplied the input in, None without autocast.
+        observe: is shown the mean square of the input.
+
+    Returns:
+        The gradient's shape and dtype. NaN throughout a group whose Gram matrix is not finite,
+        zeros for an empty batch.
+
+    """
+    rows = count_rows(call)
+    if rows == 0:
+        return torch.zeros_like(gradient)
+    if rows < call.in_features:
+        return _woodbury(gradient, call, settings)
+    moment = moment_of(call, settings, operands)
+    if observe is not None:
+        observe(moment.trace.flatten() / call.in_features)
+    return divide(gradient, moment, settings)
+
+
+def divide(gradient: Tensor, moment: Moment, settings: Settings) -> Tensor:
+    """Return ∇W · (moment + λI)⁻¹ by Cholesky, in the gradient's shape and dtype."""
+    groups, features, _ = moment.matrix.shape
+    dtype = torch.float64 if has_fast_float64(gradient.device) else torch.float32
+    with torch.autocast(gradient.device.type, enabled=False):
+        damped, damping = moment.damped(settings)
+        factor, info = torch.linalg.cholesky_ex(damped.to(dtype))
+        rows = gradient.reshape(groups, -1, features).to(dtype)
+        solved = torch.cholesky_solve(rows.mT, factor).mT + _poison(damping, info).to(dtype)
+    return solved.reshape(gradient.shape).to(gradient.dtype)
+
+
+def dual_gradient(
+    delta: Tensor,
+    call: LinearCall,
+    settings: Settings,
+    dtype: torch.dtype,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Return ((XXᵀ / rows + λI)⁻¹ δ)ᵀ X, the same gradient from that of the layer's output.
+
+    Args:
+        delta: δ, the gradient of the layer's output.
+        call: the call, with fewer rows than features and at least one.
+        settings: λ and how it damps.
+        dtype: of the result.
+        observe: is shown the mean square of the input.
+
+    Returns:
+        The gradient of the weight in its own shape, (out, ...).
+
+    """
+    rows, groups = count_rows(call), call.groups
+    with torch.autocast(delta.device.type, enabled=False):
+        wide = torch.promote_types(call.input.dtype, torch.float32)
+        x = unfolded(call, wide)
+        if call.convolution is not None and delta.dim() == len(call.convolution.kernel) + 2:
+            delta = delta.movedim(0, 1)  # (out, batch, *output), as X has its rows
+        channels_last = call.convolution is None
+        delta = delta.flatten(0, -2) if channels_last else delta.flatten(1).T
+        delta = delta.reshape(rows, groups, -1).transpose(0, 1)
+        dtype_of_solve = torch.float64 if has_fast_float64(delta.device) else torch.float32
+        exact = x.to(dtype_of_solve)
+        kernel = exact @ exact.mT / rows
+        trace = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        if observe is not None:
+            observe(trace.flatten() / call.in_features)
+        damping = damping_of(trace, call.in_features, settings)
+        damped = kernel + damping * torch.eye(rows, dtype=kernel.dtype, device=kernel.device)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        solved = torch.cholesky_solve(delta.to(factor.dtype), factor)
+        gradient = solved.to(wide).mT @ x + _poison(damping, info).to(wide)
+    return gradient.reshape(call.weight.shape).to(dtype)
+
+
+def _woodbury(gradient: Tensor, call: LinearCall, settings: Settings) -> Tensor:
+    """Return (∇W − ∇W·Xᵀ (XXᵀ + rows·λI)⁻¹ X) / λ, in the widest dtype, as it cancels."""
+    rows, groups, features = count_rows(call), call.groups, call.in_features
+    wide = widest_dtype(gradient.device)
+    with torch.autocast(gradient.device.type, enabled=False):
+        x = unfolded(call, wide)
+        ordinary = gradient.reshape(groups, -1, features).to(wide)
+        kernel = x @ x.mT
+        trace = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / rows
+        damping = damping_of(trace, features, settings)
+        damping = torch.maximum(damping, ROUNDING * torch.finfo(wide).eps * trace)
+        diagonal = torch.eye(rows, dtype=wide, device=x.device)
+        factor, info = torch.linalg.cholesky_ex(kernel + rows * damping * diagonal)
+        seen = torch.cholesky_solve(x @ ordinary.mT, factor).mT @ x
+        corrected = (ordinary - seen) / damping + _poison(damping + trace, info)
+    return corrected.reshape(gradient.shape).to(gradient.dtype)
+
+
+def _poison(damping: Tensor, info: Tensor) -> Tensor:
+    """Return what to add to a result, (groups, 1, 1): 0, or NaN where it is none.
+
+    A factorisation that met a NaN or an overflow leaves finite numbers behind. ∞ − ∞ and 0 / 0
+    (where a matrix was not positive definite) are NaN, without a look at the numbers.
+    """
+    return (damping - damping) / (info == 0)[:, None, None]
+
+
+def _moment_in(dtype: torch.dtype, call: LinearCall) -> Moment:
+    eps = torch.finfo(torch.float32 if dtype.itemsize == 2 else dtype).eps
+    return Moment(gram_matrix(call, dtype) / count_rows(call), eps)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether vmap sees to a tensor. torch.func has no public way to ask."""
+    return torch._C._functorch.is_batchedtensor(tensor)  # type: ignore[no-any-return]
+
+
+@custom_op("tract_hub::weight_gradient", mutates_args=())
+def _weight_gradient(
+    gradient: Tensor,
+    input: Tensor,
+    size: list[int],
+    geometry: list[int],
+    operands: torch.dtype | None,
+    lam: float,
+    relative: bool,
+    dual: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Run ``correct_gradient`` or ``dual_gradient`` in a compiled graph, as eager code does.
+
+    A compiler would hold every piece of the unfolded input, and compile them anew for each size.
+
+    Args:
+        gradient: ∇W, or δ where ``dual``.
+        input: of the layer.
+        size: of the weight.
+        geometry: of a convolution, as ``_flattened`` makes it; empty for a Linear.
+        operands: the dtype that autocast multiplied the input in.
+        lam: the damping λ.
+        relative: whether it is relative.
+        dual: which of the two functions to call.
+        dtype: of the result.
+
+    """
+    shape = torch.empty(size, device="meta")
+    call = LinearCall("", input, shape, _unflattened(geometry, tuple(size[2:])))
+    settings = Settings(lam, damping="relative" if relative else "absolute")
+    if dual:
+        return dual_gradient(gradient, call, settings, dtype)
+    return correct_gradient(gradient, call, settings, operands).clone()
+
+
+@_weight_gradient.register_fake
+def _(gradient: Tensor, input: Tensor, size: list[int], *_: Any) -> Tensor:
+    return gradient.new_empty(size, dtype=_[-1])
+
+
+def corrected(
+    gradient: Tensor,
+    call: LinearCall,
+    settings: Settings,
+    operands: torch.dtype | None,
+    dtype: torch.dtype,
+    dual: bool,
+    observe: Observer | None,
+) -> Tensor:
+    """Return the corrected gradient of a call's weight, eager or in a compiled graph.
+
+    Args:
+        gradient: ∇W; δ where ``dual``.
+        call: the call; of its weight, only the shape is read.
+        settings: λ and how it damps.
+        operands: the dtype that autocast multiplied the input in.
+        dtype: of the weight.
+        dual: whether ``gradient`` is that of the layer's output.
+        observe: is shown the mean square of the input, in eager code.
+
+    """
+    if torch.compiler.is_compiling():
+        relative = settings.damping == "relative"
+        size, geometry = list(call.weight.shape), _flattened(call.convolution)
+        return torch.ops.tract_hub.weight_gradient(  # type: ignore[no-any-return]
+            gradient, call.input, size, geometry, operands, settings.lam, relative, dual, dtype
+        )
+    if dual:
+        return dual_gradient(gradient, call, settings, dtype, observe)
+    return correct_gradient(gradient, call, settings, operands, observe)
+
+
+def _flattened(convolution: Convolution | None) -> list[int]:
+    if convolution is None:
+        return []
+    padding = [size for pair in convolution.padding for size in pair]
+    return [*convolution.stride, *padding, *convolution.dilation, convolution.groups]
+
+
+def _unflattened(geometry: list[int], kernel: tuple[int, ...]) -> Convolution | None:
+    if not geometry:
+        return None
+    d = len(kernel)
+    pairs = tuple(zip(geometry[d : 3 * d : 2], geometry[d + 1 : 3 * d : 2], strict=True))
+    stride, dilation = tuple(geometry[:d]), tuple(geometry[3 * d : 4 * d])
+    return Convolution(kernel, stride, pairs, dilation, geometry[-1])

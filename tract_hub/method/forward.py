@@ -1,0 +1,556 @@
+"""The stand-in for the forward of a module that applies a first layer's weight.
+
+A module keeps its class, its parameters and its hooks; only the *instance's* ``forward`` is
+another, as accelerate and peft do it, so torch.compile guards it by default. While the module's own
+forward runs, a ``TorchFunctionMode`` reads the calls of torch functions. At the call of a linear
+operation whose weight is the stem's parameter, or was computed from it, the weight passes a gate.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import operator
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tract_hub.config import Settings
+from tract_hub.errors import TractError, TractWarning
+from tract_hub.method.accumulate import Accumulator, join, leave
+from tract_hub.method.calls import LinearCall, read_call, with_weight
+from tract_hub.method.gate import (
+    GATES,
+    AccumulatorGate,
+    OutputGate,
+    gate_weight,
+    in_transform,
+    suits_output_gate,
+    use_of,
+)
+
+STANDARDISED = (0.1, 10.0)
+"""Mean squares of an input for which λ, in units of the squared input, is what it is meant for."""
+
+
+class StandIn:
+    """What stands for a method of one module while TrAct is on, and runs the ordinary one.
+
+    It looks like the ordinary one to ``inspect``, to torch.jit.script and to whoever wraps it.
+
+    Args:
+        module: the module.
+
+    Attributes:
+        method: name of the method.
+        ordinary: what the instance had under that name before; None where it had nothing.
+        active: False after ``detach``, where somebody else's wrapper may still hold it.
+
+    """
+
+    method = "forward"
+    tract_hub_forward = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.ordinary: Any = None
+        self.active = True
+
+    def attach(self) -> None:
+        """Put it in the place of the instance's method."""
+        self.ordinary = self.module.__dict__.get(self.method)
+        self.module.__dict__[self.method] = self
+
+    def detach(self) -> None:
+        """Take it out, under whatever name others have kept it to call it from their own."""
+        self.active = False
+        for name, value in list(self.module.__dict__.items()):
+            if getattr(value, "__func__", value) is self:
+                if name == self.method and self.ordinary is None:
+                    del self.module.__dict__[name]
+                else:
+                    self.module.__dict__[name] = self._ordinary_method()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the ordinary method."""
+        return self.run(args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the method that this one stands for."""
+        if args and args[0] is self.module:  # accelerate's unwrap_model binds a forward once more
+            args = args[1:]
+        if self.ordinary is not None:
+            return self.ordinary(*args, **kwargs)
+        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+
+    def _ordinary_method(self) -> Any:
+        if self.ordinary is not None:
+            return self.ordinary
+        return types.MethodType(getattr(type(self.module), self.method), self.module)
+
+    def __getattr__(self, name: str) -> Any:
+        # Name, code and globals are the ordinary forward's. Not so `__func__`: who takes the
+        # function out of a method, as accelerate's autocast does, would leave this object out.
+        if name in ("__func__", "__self__", "module", "ordinary"):
+            raise AttributeError(name)
+        method = self._ordinary_method()
+        return method if name == "__wrapped__" else getattr(method, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin._restore(copy.deepcopy(self.module, memo), copy.deepcopy(self._state(), memo))
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle such that the model loads without tract_hub too, with its ordinary forward.
+
+        What runs when it is loaded is ``restore_stand_in(module, "forward", state)`` where somebody
+        has imported tract_hub, and else ``getattr(module, "forward", state)``.
+        """
+        modules = _Later(getattr, _Later(importlib.import_module, "sys"), "modules")
+        tract_hub = _Later(operator.methodcaller("get", "tract_hub"), modules)
+        restore = _Later(getattr, tract_hub, "restore_stand_in", getattr)
+        return restore, (self.module, self.method, (type(self).__name__, self._state()))
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy needs to know, beside its module."""
+        return {"ordinary": self.ordinary, "active": self.active}
+
+    def _restore(self, module: nn.Module, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, module=module)
+
+
+class _Later:
+    """A call that a pickle makes when it is loaded."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.args
+
+    def __call__(self, *args: Any) -> Any:
+        """Call its result; pickle asks that it can be called."""
+        return self.function(*self.args)(*args)
+
+
+def restore_stand_in(module: nn.Module, name: str, state: tuple[str, dict[str, Any]]) -> StandIn:
+    """Return the stand-in that a pickle holds for a module's method."""
+    kinds: tuple[type[StandIn], ...] = (StemForward, StemRepr, ModelForward)
+    stand_in = object.__new__({kind.__name__: kind for kind in kinds}[state[0]])
+    stand_in._restore(module, state[1])
+    return stand_in
+
+
+class StemForward(StandIn):
+    """The stand-in of a module that applies a first layer's weight.
+
+    Args:
+        module: the module.
+        parameters: names, below the module, of the parameters that the weight is made of.
+        weight_name: name of the weight's parameter in the model.
+        features: groups and features n of the Gram matrix.
+        settings: λ, how it damps, whose rows count.
+        first: the stand-in of another module that applies the same weight; it sums the rows of
+            both where the scope is ``"global"``.
+
+    Attributes:
+        used: whether a forward has applied TrAct since somebody set this to False.
+
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: tuple[str, ...],
+        weight_name: str,
+        features: tuple[int, int],
+        settings: Settings,
+        first: StemForward | None = None,
+    ) -> None:
+        super().__init__(module)
+        self.parameters = parameters
+        self.weight_name = weight_name
+        self.features = features
+        self.settings = settings
+        self.first = first
+        self._begin()
+
+    def attach(self) -> None:
+        """Put it in place, and watch the gradients of the weight."""
+        super().attach()
+        StemRepr(self.module).attach()
+        self._watch()
+
+    def detach(self) -> None:
+        """Take it out."""
+        super().detach()
+        if self.accumulator is not None:
+            leave(self.accumulator)
+        for _, hook in self._watched.values():
+            hook.remove()
+        self._watched.clear()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the ordinary forward; where it trains, with the gradient of TrAct."""
+        if not self.active or not torch.is_grad_enabled() or _is_tracing():
+            return self.run(args, kwargs)
+        if any(isinstance(arg, torch.fx.Proxy) for arg in args):
+            self._warn_once("fx", _INLINED.format(self.weight_name))
+            return self.run(args, kwargs)
+        if not torch.compiler.is_compiling():
+            self._watch()
+        if not self.module.training:
+            self._last = "bypassed"
+            return self.run(args, kwargs)
+        with _ReadCalls(self):
+            return self.run(args, kwargs)
+
+    def apply(self, func: Any, call: LinearCall, args: Any, kwargs: Any) -> Any:
+        """Apply the layer with a weight whose gradient is that of TrAct.
+
+        Args:
+            func: the torch function that applies it.
+            call: its call, read.
+            args: its positional arguments.
+            kwargs: its named arguments.
+
+        """
+        weight = call.weight
+        if not (weight.requires_grad or in_transform()):
+            return func(*args, **kwargs)
+        self._refuse(call)
+        # DisableTorchFunction: modes of outer modules must not take a gate for part of the weight.
+        # There is no public way to leave all modes; those of a user see `func` itself below.
+        with torch._C.DisableTorchFunction():
+            use = use_of(call, self.settings, self._observe)
+            transposed = call.name == "matmul"  # (n, out); its transpose is laid out as a Linear's
+            laid_out = weight.mT if transposed else weight
+            by_output = self.accumulator is None and suits_output_gate(call)
+            if by_output:
+                gated = weight.detach()
+            elif self.accumulator is not None:
+                gated = _accumulate(laid_out, call, use, self.accumulator)
+            else:
+                gated = gate_weight(laid_out, call, use)
+            if transposed and not by_output:
+                gated = gated.mT
+        self.used, self._last = True, "applied"
+        args, kwargs = with_weight(gated, args, kwargs)
+        output = func(*args, **kwargs)
+        if by_output:
+            with torch._C.DisableTorchFunction():
+                output = OutputGate.apply(output, laid_out, call.input, use)
+        return output
+
+    def weights(self) -> Iterator[Tensor]:
+        """Yield what the weight is made of, as it is now.
+
+        Sharding and pruning put other tensors in a parameter's place. Where a name is gone, as
+        after a parametrization, all parameters of the module count.
+        """
+        for name in self.parameters:
+            found = _lookup(self.module, name)
+            if found is None:
+                yield from self.module.parameters()
+            else:
+                yield found
+
+    @property
+    def accumulator(self) -> Accumulator | None:
+        """What sums the rows of a step; None where the scope is ``"local"``."""
+        return self._accumulator if self.first is None else self.first.accumulator
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weight takes no gradient now."""
+        return not any(weight.requires_grad for weight in self.weights())
+
+    def _refuse(self, call: LinearCall) -> None:
+        if call.input.device != call.weight.device:
+            raise TractError(
+                f"{self.weight_name!r} is on {call.weight.device}, its input on "
+                f"{call.input.device}: torch.nn.DataParallel copies a model without its forward; "
+                "train with torch.nn.parallel.DistributedDataParallel"
+            )
+        if torch.compiler.is_compiling() and in_transform():
+            raise TractError(
+                "torch compiles torch.func transforms without TrAct's gradient: leave the "
+                "transform out of torch.compile, or compile without fullgraph"
+            )
+
+    def _observe(self, mean_square: Tensor) -> None:
+        """Look at the input's scale, where λ depends on it."""
+        low, high = STANDARDISED
+        if self.settings.damping == "relative" or "scale" in self._warned:
+            return
+        seen = mean_square[mean_square.isfinite() & (mean_square > 0)]
+        if bool(((seen < low) | (seen > high)).any()):
+            self._warn_once(
+                "scale",
+                f"the input of {self.weight_name!r} has a mean square of "
+                f"{float(seen.mean()):.3g}, and λ={self.settings.lam:g} is meant for about "
+                "1: standardise the images, or pass damping='relative'",
+            )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, TractWarning, stacklevel=4)
+
+    def _watch(self) -> None:
+        """Have autograd say when the weight gets a gradient, to report one that passed TrAct by."""
+        for weight in self.weights():
+            watched = self._watched.get(id(weight))
+            if watched is not None and watched[0]() is weight:
+                continue
+            if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.is_leaf:
+                # Weakly: autograd holds the hook where Python's collector does not see it.
+                stem = weakref.ref(self)
+                hook = weight.register_post_accumulate_grad_hook(lambda p, s=stem: _arrived(s(), p))
+                self._watched[id(weight)] = weakref.ref(weight), hook
+
+    def arrived(self, parameter: Tensor) -> None:
+        """Look at a gradient that has just arrived in the parameter's ``.grad``."""
+        if self.accumulator is not None:
+            self.accumulator.note_gradient(parameter)
+        if hasattr(parameter, "grad_sample"):
+            raise TractError(
+                f"Opacus steps with the gradients of each image, and TrAct corrects that of the "
+                f"batch: call tract_hub.disable(model) before the optimizer of {self.weight_name!r}"
+            )
+        if self._last == "bypassed":
+            self._warn_once(
+                "eval",
+                f"TrAct left the gradient of {self.weight_name!r} as it was: the forward ran in "
+                "eval mode. Call model.train() before a training step.",
+            )
+        elif not self._last:
+            self._warn_once("rebuilt", _PASSED_BY.format(self.weight_name))
+
+    def _begin(self) -> None:
+        """Set what a copy does not share."""
+        self.used = False
+        self._last = ""  # what the last forward with gradients did: "applied" or "bypassed"
+        self._warned: set[str] = set()
+        self._watched: dict[int, tuple[Any, Any]] = {}
+        self._accumulator: Accumulator | None = None
+        if self.settings.scope == "global" and self.first is None:
+            self._accumulator = Accumulator(
+                self.module, self.parameters[0], self.weight_name, self.features, self.settings
+            )
+
+    def _state(self) -> dict[str, Any]:
+        # Of Python's own types alone: it is read where there is no tract_hub, too.
+        return super()._state() | {
+            "parameters": self.parameters,
+            "weight_name": self.weight_name,
+            "features": self.features,
+            "settings": asdict(self.settings),
+            "first": self.first,
+        }
+
+    def _restore(self, module: nn.Module, state: dict[str, Any]) -> None:
+        super()._restore(module, state | {"settings": Settings(**state["settings"])})
+        self._begin()
+        if "_parameters" in module.__dict__:  # not yet, where a pickle is being loaded
+            self._watch()
+
+
+class StemRepr(StandIn):
+    """The stand-in of that module's ``extra_repr``: it says that TrAct is on."""
+
+    method = "extra_repr"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Add TrAct and its λ to what the module says of itself."""
+        said = [self.run(args, kwargs)]
+        stems = (stem for stem in stand_ins(self.module) if isinstance(stem, StemForward))
+        said += (f"TrAct λ={stem.settings.lam:g}" for stem in stems)
+        return ", ".join(part for part in said if part)
+
+
+class ModelForward(StandIn):
+    """The stand-in of the whole model: it notices layers that were replaced after ``enable``.
+
+    Args:
+        model: the model.
+        stems: name of each module that applies a first layer → its stand-in.
+
+    """
+
+    def __init__(self, model: nn.Module, stems: dict[str, StemForward]) -> None:
+        super().__init__(model)
+        self.stems = stems
+        self._warned = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the ordinary forward."""
+        if self.active and not self._warned and self.module.training and torch.is_grad_enabled():
+            for name, stem in self.stems.items():
+                if not _holds(self.module, name, stem):
+                    self._warned = True
+                    _warn_of_replacement(stem.weight_name)
+        return self.run(args, kwargs)
+
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {"stems": self.stems, "_warned": self._warned}
+
+
+class _ReadCalls(TorchFunctionMode):
+    """Reads the torch functions that a module's forward calls."""
+
+    def __init__(self, stem: StemForward) -> None:
+        super().__init__()
+        self.stem = stem
+        self.derived: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = read_call(func, args, kwargs)
+        if call is not None and self._applies(call):
+            return self.stem.apply(func, call, args, kwargs)
+        result = func(*args, **kwargs)
+        if any(self._is_weight(tensor) for tensor in _tensors((*args, *kwargs.values()))):
+            self.derived.extend(_tensors((result,)))
+        return result
+
+    def _applies(self, call: LinearCall) -> bool:
+        """Tell the layer itself from a product that is a step in computing its weight."""
+        if self._is_weight(call.input):
+            return False
+        return self._is_weight(call.weight) or self._is_computed_elsewhere(call.weight)
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        made = self.stem.module.__dict__.get("weight")  # by a pre-hook of weight_norm or pruning
+        return any(tensor is known for known in (*self.stem.weights(), made, *self.derived))
+
+    def _is_computed_elsewhere(self, tensor: Tensor) -> bool:
+        """Tell a weight that no function seen here has made: scripted, or cached."""
+        if torch.compiler.is_compiling() or tensor.grad_fn is None:
+            return False
+        known = list(self.stem.weights())
+        return any(leaf is weight for leaf in _leaves(tensor.grad_fn) for weight in known)
+
+
+def stand_ins(module: nn.Module) -> Iterator[StandIn]:
+    """Yield what stands for methods of one module, outermost first; also below others' wrappers."""
+    for value in list(module.__dict__.values()):
+        while value is not None:
+            value = getattr(value, "__func__", value)
+            if isinstance(value, StandIn):
+                yield value
+                value = value.ordinary
+            else:
+                value = value.__dict__.get("__wrapped__") if callable(value) and hasattr(value, "__dict__") else None
+
+
+def _accumulate(weight: Tensor, call: LinearCall, use: Any, accumulator: Accumulator) -> Tensor:
+    """Return a weight whose backward counts the rows of the step, outside of compiled graphs."""
+    if in_transform():
+        raise TractError("scope='global' knows no torch.func transforms: pass scope='local'")
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(
+            "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+            "compile other parts of the model, or pass scope='local'"
+        )
+    if not call.weight.is_leaf:
+        raise TractError(
+            f"scope='global' corrects the gradient of a parameter, and {accumulator.weight_name!r} "
+            "is computed from others (standardised, parametrized or flattened): pass scope='local'"
+        )
+    accumulator.transposed = call.name == "matmul"
+    join(accumulator)
+    gated: Tensor = AccumulatorGate.apply(weight, call.input.detach(), use, accumulator)
+    return gated
+
+
+def _arrived(stem: StemForward | None, parameter: Tensor) -> None:
+    if stem is not None and stem.active:
+        stem.arrived(parameter)
+
+
+def _leaves(node: Any) -> Iterator[Tensor]:
+    """Yield the leaves that a node of autograd's graph was computed from, but through no gate."""
+    seen, rest = {node}, [node]
+    while rest:
+        node = rest.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        if node.name() not in GATES:
+            below = {function for function, _ in node.next_functions} - {None} - seen
+            seen |= below
+            rest += below
+
+
+def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
+    """Whether the stem's module is still at its place, or in a wrapper there, and trainable."""
+    found: nn.Module | None = model
+    for part in name.split(".") if name else ():
+        found = None if found is None else found._modules.get(part)
+    if found is stem.module:
+        return True
+    wrapped = found is not None and any(module is stem.module for module in found.modules())
+    return wrapped and not stem.frozen
+
+
+@torch.compiler.assume_constant_result  # run while a graph is made, not in it
+def _warn_of_replacement(name: str) -> None:
+    warnings.warn(
+        f"the layer of {name!r} was replaced or wrapped after tract_hub.enable, and trains with "
+        "the ordinary gradient: call tract_hub.enable(model) again",
+        TractWarning,
+        stacklevel=3,
+    )
+
+
+_INLINED = (
+    "torch.fx copies the forward of {0!r} without TrAct: call tract_hub.enable on the model that "
+    "it makes, with stems=[…] if need be"
+)
+
+_PASSED_BY = (
+    "{0!r} got a gradient that TrAct did not see: a tool has rebuilt the layer (as torch.fx and "
+    "quantization do), or code applies its weight by itself. Call tract_hub.enable on the model "
+    "after that tool"
+)
+
+
+def _is_tracing() -> bool:
+    """Whether a graph is being recorded for inference: it must be the ordinary model's."""
+    # torch.compiler.is_exporting() is constantly True in what torch 2.11 compiles.
+    return torch.jit.is_tracing() or torch.compiler._is_exporting_flag
+
+
+def _lookup(module: nn.Module, name: str) -> Tensor | None:
+    """Return the tensor that stands under a parameter's name now, or None."""
+    *path, last = name.split(".")
+    holder: nn.Module | None = module
+    for part in path:
+        holder = None if holder is None else holder._modules.get(part)
+    if holder is None:
+        return None
+    found = holder._parameters.get(last)
+    return holder.__dict__.get(last) if found is None else found
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))

@@ -1,1 +1,0 @@
-"""The Gram matrix of a layer's input, in pieces, and in what precision."""

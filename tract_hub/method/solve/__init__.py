@@ -1,1 +1,0 @@
-"""Division of a gradient by the damped Gram matrix."""
