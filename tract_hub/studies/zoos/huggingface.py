@@ -1,4 +1,4 @@
-"""Every Transformers model class that takes images or video, built without a download."""
+"""Every model type of Transformers that takes images or video, built without a download."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ LACKING: dict[str, dict[str, Any]] = {
 Builder = Callable[[], nn.Module]
 
 
-def zoo() -> Iterator[tuple[str, Builder]]:
+def models() -> Iterator[tuple[str, Builder]]:
     """Yield the name of each model type that takes pixels, and what builds its first such class."""
     for model_type, names in _auto_classes().items():
         for name in names:
