@@ -47,7 +47,7 @@ class Attempt:
 
     def again(self) -> None:
         """Run the same forward once more."""
-        _Runner(self.copied, self.copied).run(self.example)
+        _Runner(self.copied, self.copied, []).run(self.example)
 
 
 def follow(
@@ -62,17 +62,15 @@ def follow(
 
     Raises:
         ExampleInputError: no forward came to its end.
+        UnsupportedStemError: nor could it, for a part of the model is scripted.
 
     """
     guess = example_inputs is None
     failures: list[Trace] = []
-    for user_hooks in (False, True):
-        copied = meta_copy(model, user_hooks)
-        prepare(model, copied)
-        runner = _Runner(model, copied)
-        examples = _examples(model, example_inputs, pixels)
+    for user_hooks in (False, True) if has_user_hooks(model) else (False,):
+        runner = _Runner.on(model, user_hooks)
         unused: Attempt | None = None
-        for example in examples:
+        for example in _examples(model, example_inputs, pixels):
             attempt = runner.varied(example) if guess else runner.run(example)
             if attempt.trace.ended is not None:
                 failures.append(attempt.trace)
@@ -82,8 +80,6 @@ def follow(
                 unused = unused or attempt
         if unused:
             return unused
-        if not has_user_hooks(model):
-            break
     refuse_scripted(model)
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
 
@@ -95,6 +91,7 @@ class _Runner:
     Attributes:
         model: the model itself.
         copied: its ``meta_copy``.
+        live: its parameters and buffers.
         traces: what each call showed: several examples may share one.
         fails_alike: whether a forward failed in both modes.
 
@@ -102,8 +99,15 @@ class _Runner:
 
     model: nn.Module
     copied: nn.Module
-    traces: dict[int, tuple[Example, Trace]] = field(default_factory=dict)
+    live: list[Tensor]
+    traces: dict[tuple[int, bool], tuple[Example, Trace]] = field(default_factory=dict)
     fails_alike: bool = False
+
+    @classmethod
+    def on(cls, model: nn.Module, user_hooks: bool) -> _Runner:
+        copied = meta_copy(model, user_hooks)
+        prepare(model, copied)
+        return cls(model, copied, [*model.parameters(), *model.buffers()])
 
     def run(self, example: Example) -> Attempt:
         """Run one example: in training mode, in which TrAct acts, else in eval mode.
@@ -121,16 +125,6 @@ class _Runner:
             return trained if trained.trace.ended is None else attempt
         return attempt
 
-    def _run(self, example: Example, training: bool) -> Attempt:
-        for module in self.copied.modules():
-            module.training = training
-        whole = Trace()
-        for call in (example, *example.also):
-            whole.add(self._trace(call, training))
-            if whole.ended is not None:
-                break
-        return Attempt(self.copied, example, whole)
-
     def varied(self, example: Example) -> Attempt:
         """Run on these inputs, and then on other shapes of them, as each failure proposes."""
         search = ShapeSearch()
@@ -142,24 +136,23 @@ class _Runner:
             attempt = self.run(proposed)
         return attempt
 
+    def _run(self, example: Example, training: bool) -> Attempt:
+        for module in self.copied.modules():
+            module.training = training
+        whole = Trace()
+        for call in (example, *example.also):
+            whole.add(self._trace(call, training))
+            if whole.ended is not None:
+                break
+        return Attempt(self.copied, example, whole)
+
     def _trace(self, call: Example, training: bool) -> Trace:
-        key = hash((id(call.kwargs) if call.kwargs else id(call), training))
+        key = id(call.kwargs) if call.kwargs else id(call), training
         if key not in self.traces:  # keeps the call too: its id must not be used again
             function = attrgetter(call.method)(self.model)
-            parameters = self.model.named_parameters()
-            trace = follow_pixels(
-                self.copied,
-                call.args,
-                call.kwargs,
-                {
-                    i.name: i.tensor
-                    for i in inputs_of(function, call)
-                    if any(i.tensor is p for p in call.pixels)
-                },
-                frozenset(name for name, p in parameters if not p.requires_grad),
-                [*self.model.parameters(), *self.model.buffers()],
-                call.method,
-            )
+            pixels = {i.name: i.tensor for i in inputs_of(function, call) if i.is_in(call.pixels)}
+            frozen = frozenset(n for n, p in self.model.named_parameters() if not p.requires_grad)
+            trace = follow_pixels(self.copied, call, pixels, frozen, self.live)
             self.traces[key] = call, trace
         return self.traces[key][1]
 
@@ -171,9 +164,19 @@ def _examples(
         own_names = getattr(zoo_of(model), "PIXELS", None)
         yield given_example(model, example_inputs, pixels, own_names)
         return
+    unknown: ExampleInputError | None = None
     for example in examples_for(model):
-        function = attrgetter(example.method)(model)
-        yield marked(inputs_of(function, example), example, pixels) if pixels else example
+        if pixels is not None:
+            try:
+                example = marked(
+                    inputs_of(attrgetter(example.method)(model), example), example, pixels
+                )
+            except ExampleInputError as error:  # another way to call the model may have them
+                unknown = unknown or error
+                continue
+        yield example
+    if unknown:
+        raise unknown
 
 
 def refuse_scripted(model: nn.Module) -> None:

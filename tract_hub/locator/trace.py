@@ -19,6 +19,7 @@ from tract_hub.locator.draws import own_draws
 from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
 from tract_hub.locator.mismatch import Mismatch, mismatch_of
 from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
+from tract_hub.locator.zoos.examples import Example
 from tract_hub.method.calls import LinearCall, read_call
 
 
@@ -75,27 +76,22 @@ class Trace:
 
 def follow_pixels(
     copied: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    example: Example,
     pixels: Mapping[str, Tensor],
     frozen: frozenset[str] = frozenset(),
     live: Iterable[Tensor] = (),
-    method: str = "forward",
 ) -> Trace:
     """Run a copy of a model once and record every layer that the pixels reach.
 
     Args:
         copied: a model on the meta device, see ``meta_copy``.
-        args: positional inputs of its forward, on the meta device or small and real.
-        kwargs: its named inputs.
+        example: the inputs, on the meta device or small and real, and what to call.
         pixels: those of the inputs that are pixels, by name.
         frozen: names of the parameters that are constants.
         live: tensors that must not be touched; a forward that does is ended.
-        method: what to call instead of the forward: a method, or a module inside, by its path.
 
     """
     trace = Trace()
-    call = copied if method == "forward" else attrgetter(method)(copied)
     leaves = {id(tensor): _leaf(tensor) for tensor in pixels.values()}
     parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -106,19 +102,22 @@ def follow_pixels(
         trainable=frozenset(names.values()) - frozen,
         unknown_layer=lambda *layer: trace.layers.append(_unknown(*layer)),
     )
+    call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
         with torch.inference_mode(False), torch.enable_grad(), own_draws(copied), running:
             # A forward may write into its input, which autograd allows in a copy of a leaf alone.
             inputs = {key: leaf.clone() for key, leaf in leaves.items()}
             args, kwargs = tree_map_only(
-                Tensor, lambda tensor: inputs.get(id(tensor), tensor), (args, dict(kwargs))
+                Tensor,
+                lambda tensor: inputs.get(id(tensor), tensor),
+                (example.args, dict(example.kwargs)),
             )
             images = {id(inputs[id(t)]) for t in pixels.values() if t.dtype == torch.uint8}
             with _Layers(trace, graph, running, images), MetaAnswers(live):
                 output = call(*args, **kwargs)
             for tensor in tensors_in(output):
                 graph.flow(tensor)  # layers that nothing behind them showed
-    except Exception as error:
+    except Exception as error:  # whatever a model raises on inputs that do not fit
         trace.ended = error
     return trace
 

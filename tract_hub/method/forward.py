@@ -238,7 +238,7 @@ class StemForward(StandIn):
         # DisableTorchFunction: modes of outer modules must not take a gate for part of the weight.
         # There is no public way to leave all modes; those of a user see `func` itself below.
         with torch._C.DisableTorchFunction():
-            use = use_of(call, self.settings, self._observe)
+            use = use_of(call, self.settings, None if "scale" in self._warned else self._observe)
             transposed = call.name == "matmul"  # (n, out); its transpose is laid out as a Linear's
             laid_out = weight.mT if transposed else weight
             by_output = self.accumulator is None and suits_output_gate(call)
@@ -295,12 +295,14 @@ class StemForward(StandIn):
             )
 
     def _observe(self, mean_square: Tensor) -> None:
-        """Look at the input's scale, where λ depends on it."""
+        """Look once at the input's scale, on which an absolute λ depends."""
         low, high = STANDARDISED
-        if self.settings.damping == "relative" or "scale" in self._warned:
-            return
         seen = mean_square[mean_square.isfinite() & (mean_square > 0)]
-        if bool(((seen < low) | (seen > high)).any()):
+        if self.settings.damping == "relative" or "scale" in self._warned or not len(seen):
+            return
+        if not bool(((seen < low) | (seen > high)).any()):
+            self._warned.add("scale")
+        else:
             self._warn_once(
                 "scale",
                 f"the input of {self.weight_name!r} has a mean square of "
