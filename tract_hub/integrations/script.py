@@ -130,10 +130,11 @@ class ScriptWatch:
         self._made_with = weakref.WeakKeyDictionary()
         self._waiting: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # for their first step
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._ordinary_call = nn.Module.__call__
         self._undo = ExitStack()
 
     def __enter__(self) -> ScriptWatch:
-        init, call = Optimizer.__init__, nn.Module.__call__
+        init, call = Optimizer.__init__, self._ordinary_call
 
         @functools.wraps(init)
         def noted_init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -187,6 +188,8 @@ class ScriptWatch:
             model.count(optimizer)
         if _has_gradients(optimizer):  # some scripts make an empty step first
             self._waiting.discard(optimizer)
+        if not self._waiting:
+            nn.Module.__call__ = self._ordinary_call  # type: ignore[method-assign]
 
     def _look_at(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Enable TrAct on a module that is called, if it is a model that is trained on images."""
