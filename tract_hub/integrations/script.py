@@ -203,7 +203,7 @@ class ScriptWatch:
         tensors = _floating_tensors((args, kwargs))
         if self.name is None and (not tensors or any(t.requires_grad for t in tensors)):
             return  # token ids, or features that another model made
-        if not self._is_asked_for(model):
+        if self.name and not (self._is_named(model) or self.name in dict(model.named_modules())):
             self._other_names.add(name)
         elif not model.training:
             self.left[name] = IN_EVAL_MODE
@@ -221,10 +221,6 @@ class ScriptWatch:
                 self._enable(model, _example_inputs(model, args, kwargs), trained)
             except TractError as error:
                 self.left[name] = str(error).removeprefix(f"{name}: ")
-
-    def _is_asked_for(self, model: nn.Module) -> bool:
-        inside = any(name == self.name for name, _ in model.named_modules())
-        return self.name is None or self._is_named(model) or inside
 
     def _is_named(self, model: nn.Module) -> bool:
         variable = vars(sys.modules["__main__"]).get(str(self.name))
