@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from tract_hub.config import Settings
@@ -451,7 +452,10 @@ class _ReadCalls(TorchFunctionMode):
 
     def _is_computed_elsewhere(self, tensor: Tensor) -> bool:
         """Tell a weight that no function seen here has made: scripted, or cached."""
-        if torch.compiler.is_compiling() or tensor.grad_fn is None:
+        if torch.compiler.is_compiling():
+            # It has no graph to ask, and shows no mode torch._weight_norm.
+            return parametrize.is_parametrized(self.stem.module) and not isinstance(tensor, nn.Parameter)
+        if tensor.grad_fn is None:
             return False
         known = list(self.stem.weights())
         return any(leaf is weight for leaf in _leaves(tensor.grad_fn) for weight in known)
@@ -507,14 +511,15 @@ def _leaves(node: Any) -> Iterator[Tensor]:
 
 
 def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
-    """Whether the stem's module is still at its place, or in a wrapper there, and trainable."""
+    """Whether the stem's module is still at its place, or it or a copy in a wrapper there."""
     found: nn.Module | None = model
     for part in name.split(".") if name else ():
         found = None if found is None else found._modules.get(part)
-    if found is stem.module:
-        return True
-    wrapped = found is not None and any(module is stem.module for module in found.modules())
-    return wrapped and not stem.frozen
+    if found is None or found is stem.module:
+        return found is not None
+    # peft's modules_to_save trains a copy; its LoRA freezes the layer and trains another beside it.
+    inside = (stand_in for module in found.modules() for stand_in in stand_ins(module))
+    return any(isinstance(each, StemForward) and not each.frozen for each in inside)
 
 
 def _warn_of_replacement(name: str) -> None:
