@@ -21,9 +21,10 @@ from tract_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from tract_hub.locator.locate import locate
     from tract_hub.attach import Status, StemStatus, disable, enable, finish, status
+    from tract_hub.integrations.figures import measure
     from tract_hub.integrations.trainer import TractCallback, optimizer_factory
+    from tract_hub.locator.locate import locate
     from tract_hub.stem import Stem
 
 __version__ = "0.2.0"
@@ -42,6 +43,7 @@ __all__ = [
     "enable",
     "finish",
     "locate",
+    "measure",
     "optimizer_factory",
     "status",
 ]
@@ -56,6 +58,7 @@ _LATER = {
     "enable": "attach",
     "finish": "attach",
     "locate": "locator.locate",
+    "measure": "integrations.figures",
     "optimizer_factory": "integrations.trainer",
     "restore_stand_in": "method.forward",  # pickles of enabled models ask for it
     "status": "attach",

@@ -1,28 +1,28 @@
-"""Run an unmodified training script with TrAct on the model that it trains.
+"""Run an unmodified training script with TrAct on the models that it trains on images.
 
     python -m tract_hub.launch [options] script.py arguments…
     accelerate launch … -m tract_hub.launch [options] script.py arguments…
     torchrun … -m tract_hub.launch [options] script.py arguments…
 
-When the script ends, one line on stderr says what was enabled and how many optimizer steps used
-it: those before which a forward in training mode applied TrAct. The exit status is the script's
+When the script ends, one line on stderr says which models got TrAct, and how many optimizer steps
+used it: those before which a forward in training mode applied it. The exit status is the script's
 own where that is not 0; 2 where the command is wrong; 3 where no step used TrAct.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
-from typing import NoReturn, get_args
+from pathlib import Path
+from typing import Any, NoReturn, get_args
 
-from tract_hub.config import Scope, TractConfig
-from tract_hub.errors import ScriptError
-from tract_hub.integrations.scripts.script import run_script
-from tract_hub.integrations.scripts.watch import Trained, Watch
+from tract_hub.config import Damping, Scope
+from tract_hub.integrations.script import ScriptWatch, TrainedModel, run_script
 
-BAD_INPUT, UNUSED = 2, 3
-SETTINGS = ("lam", "scope")
+UNUSED = 3
+SETTINGS = ("lam", "scope", "damping")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -32,83 +32,83 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         arguments: instead of ``sys.argv[1:]``.
 
     """
-    options = _parser().parse_args(arguments)
-    watch = _watch(options)
+    options = _parsed(arguments)
+    given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    watch = ScriptWatch(given, options.model)
     try:
         with watch:
             run_script(options.script, options.arguments, options.module)
-    except ScriptError as error:
-        _say(str(error))
-        raise SystemExit(BAD_INPUT) from None
     except BaseException as error:
         ended_well = isinstance(error, SystemExit) and not error.code
         if not (ended_well or watch.failure):
-            if watch.trained:
+            if watch.treated:
                 _say(_summary(watch))
             raise
     _say(_summary(watch))
-    used = watch.failure is None and any(model.used for model in watch.trained)
+    used = watch.failure is None and any(model.used for model in watch.treated)
     raise SystemExit(0 if used else UNUSED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tract_hub.launch",
-        description="Run an unmodified training script with TrAct on the model that it trains.",
+        description="Run an unmodified training script with TrAct on the models that it trains.",
         epilog="Exit status: the script's own where that is not 0; 2 where the command is wrong; "
         "3 where no optimizer step used TrAct.",
         allow_abbrev=False,
     )
-    parser.add_argument("--lam", type=float, help="the damping λ (default: 0.1)")
-    parser.add_argument(
-        "--scope", choices=get_args(Scope), help="whose rows the Gram matrix takes (default: rank)"
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="which model, where several are trained: the name of its variable in the script, of "
-        "its class, or of a module inside it",
-    )
-    parser.add_argument("-m", "--module", action="store_true", help="the script is a module's name")
-    parser.add_argument("script")
-    arguments = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
-    arguments.required = False  # or argparse asks for them where the script is missing
-    return parser
+    add = parser.add_argument
+    add("--lam", type=_positive, help="damping λ (default: 0.1)")
+    add("--scope", choices=get_args(Scope), help="whose rows the Gram matrix is taken over")
+    add("--damping", choices=get_args(Damping), help="whether λ is relative to the mean square")
+    add("--model", metavar="NAME", help="the one to treat: class, variable, or module inside")
+    add("-m", "--module", action="store_true", help="the script is a module's name")
+    add("script")
+    add("arguments", nargs=argparse.REMAINDER, help="of the script").required = False
+    options = parser.parse_args(arguments)
+    exists = _module_exists(options.script) if options.module else Path(options.script).exists()
+    if not exists:
+        kind = "module" if options.module else "script"
+        parser.error(f"there is no {kind} {options.script}; its own options stand after it")
+    return options
 
 
-def _watch(options: argparse.Namespace) -> Watch:
+def _module_exists(name: str) -> bool:
+    sys.path.insert(0, "")
     try:
-        given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
-        config = TractConfig(**given)
-    except ValueError as error:
-        _say(str(error))
-        raise SystemExit(BAD_INPUT) from None
-    return Watch(config, options.model, tuple(given))
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
+    finally:
+        sys.path.remove("")
 
 
-def _summary(watch: Watch) -> str:
-    if watch.failure:
-        return str(watch.failure)
-    if not watch.trained:
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number greater than 0, got {text}")
+    return value
+
+
+def _summary(watch: ScriptWatch) -> str:
+    if watch.failure or not watch.treated:
         return f"TrAct was not used: {watch.why_none()}"
-    return "; ".join(_sentence(models) for models in _alike(watch.trained))
-
-
-def _alike(trained: list[Trained]) -> list[list[Trained]]:
-    """Put together the models of a loop that trains one after the other, as in folds."""
-    groups: dict[object, list[Trained]] = {}
-    for model in trained:
+    groups: dict[Any, list[TrainedModel]] = {}  # models trained one after the other, as in folds
+    for model in watch.treated:
         groups.setdefault((model.name, model.stems), []).append(model)
-    return list(groups.values())
+    left = [f"not on {name}: {why}" for name, why in watch.left.items()]
+    return "; ".join([*map(_sentence, groups.values()), *left])
 
 
-def _sentence(models: list[Trained]) -> str:
-    first, count = models[0], f"{len(models)} × " if len(models) > 1 else ""
-    stems = ", ".join(stem.weight_name for stem in first.stems)
-    scope = ", scope global," if first.stems[0].scope == "global" else ""
-    used, steps = sum(m.used for m in models), sum(m.steps for m in models)
+def _sentence(models: list[TrainedModel]) -> str:
+    stems = models[0].stems
+    names = ", ".join(stem.weight_name for stem in stems)
+    damping = "relative " if stems[0].damping == "relative" else ""
+    scope = ", scope global," if stems[0].scope == "global" else ""
+    count = f"{len(models)} × " if len(models) > 1 else ""
+    used, steps = sum(model.used for model in models), sum(model.steps for model in models)
     return (
-        f"TrAct λ={first.stems[0].lam:g}{scope} on {stems} of {count}{first.name}: "
+        f"TrAct {damping}λ={stems[0].lam:g}{scope} on {names} of {count}{models[0].name}: "
         f"{used} of {steps} optimizer steps used it"
     )
 

@@ -19,30 +19,16 @@ from tests.integrations.processes import (
     at_once,
     batch,
     build,
-    calls_of_all_reduce,
     check,
     ddp,
     errors,
+    finished_errors,
     gradients,
     loss_of,
     message_of,
     mine,
     step_errors,
 )
-
-
-@check
-def scope_rank() -> Any:
-    """Each process uses the rows of its own batch, whatever was done first; nothing is summed."""
-    models = [ddp(build("rank")), tract_hub.enable(ddp(tract_hub.disable(build())), stems=["stem"])]
-    alone = [build("rank") for _ in range(dist.get_world_size())]
-    pairs = zip(*(t.chunk(len(alone)) for t in batch()), strict=True)
-    for model, (images, labels) in zip(alone, pairs, strict=True):
-        loss_of(model, images, labels).backward()
-    each = [gradients(model) for model in alone]
-    expected = {name: sum(share[name] for share in each) for name in each[0]}
-    calls = [calls_of_all_reduce(lambda m=m: accumulate(m, 1, m.no_sync)) for m in models]
-    return {"calls": sum(calls)}, [errors(gradients(model), expected) for model in models]
 
 
 @check
@@ -70,20 +56,9 @@ def ddp_accumulation_synchronising_each() -> Any:
 
 
 @check
-def ddp_clipped_norm() -> Any:
-    model = ddp(build())
-    accumulate(model, 2, model.no_sync)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
-    alone = at_once()
-    expected = torch.stack([gradient.norm() for gradient in alone.values()]).norm()
-    clipped = {name: gradient * 0.1 / (expected + 1e-6) for name, gradient in alone.items()}
-    return {"norm": abs(norm / float(expected) - 1), **errors(gradients(model), clipped)}
-
-
-@check
 def ddp_training() -> Any:
     """Five steps of two backwards, against one process that sees each batch at once."""
-    model, single = ddp(build()), build("rank")
+    model, single = ddp(build()), build("local")
     optimizers = [torch.optim.AdamW(m.parameters(), 1e-2) for m in (model, single)]
     for seed in range(5):
         pixels, labels = batch(seed=seed)
@@ -91,7 +66,7 @@ def ddp_training() -> Any:
             with model.no_sync() if number == 1 else contextlib.nullcontext():
                 loss_of(model, images, targets, dist.get_world_size()).backward()
         loss_of(single, pixels, labels).backward()
-        for optimizer in optimizers:
+        for optimizer in optimizers:  # nobody calls finish: the step does
             optimizer.step()
             optimizer.zero_grad()
     return errors(dict(model.module.named_parameters()), dict(single.named_parameters()))
@@ -105,7 +80,7 @@ def ddp_unequal_shares() -> Any:
     rank, world = dist.get_rank(), dist.get_world_size()
     end = BATCH if rank == world - 1 else rank + 1
     loss_of(model, images[rank:end], labels[rank:end], world).backward()
-    return errors(gradients(model), at_once())
+    return finished_errors(model)
 
 
 @check
@@ -115,7 +90,7 @@ def ddp_empty_share() -> Any:
     rank, world = dist.get_rank(), dist.get_world_size()
     start, end = (0, 0) if rank == 0 else (0, BATCH) if rank == 1 else (BATCH, BATCH)
     loss_of(model, images[start:end], labels[start:end], world).backward()
-    return errors(gradients(model), at_once())
+    return finished_errors(model)
 
 
 @check
@@ -131,7 +106,7 @@ def ddp_uneven_forwards() -> Any:
                 kept = model(images)
             with torch.no_grad():
                 model(images)
-            torch.autograd.grad(kept.sum(), model.module.stem.weight)  # and no .grad
+            del kept
         found.append(step_errors(model, parts, model.no_sync))
         model.zero_grad()
     return found
@@ -156,18 +131,6 @@ def ddp_evaluation_by_one() -> Any:
 
 
 @check
-def ddp_backward_of_the_model_inside() -> Any:
-    """A backward around the wrapper is not synchronised, and says so."""
-    model = ddp(build())
-    images, labels = batch()
-    message = "no error"
-    if dist.get_rank() == 0:
-        message = message_of(lambda: loss_of(model.module, images, labels).backward())
-    model.zero_grad()
-    return message, step_errors(model, 1)
-
-
-@check
 def ddp_stem_unused_by_one() -> Any:
     """The first process has no pixels, in its very first step and in a later one."""
     model = ddp(build(), find_unused_parameters=True)
@@ -181,7 +144,7 @@ def ddp_stem_unused_by_one() -> Any:
         else:
             part = slice(dist.get_rank() - 1, None, world - 1)
             loss_of(model, images[part], labels[part], world).backward()
-        found.append(errors(gradients(model), at_once()))
+        found.append(finished_errors(model))
     return found
 
 
@@ -198,23 +161,7 @@ def ddp_loss_without_the_stem() -> Any:
     else:
         part = slice(dist.get_rank() - 1, None, world - 1)
         loss_of(model, images[part], labels[part], world).backward()
-    return errors(gradients(model), at_once())
-
-
-@check
-def ddp_two_forwards_one_backward() -> Any:
-    model = ddp(build())
-    world = dist.get_world_size()
-    losses = [loss_of(model, *part, world) for part in mine(*batch(), parts=2)]
-    calls = calls_of_all_reduce(sum(losses).backward)
-    return {"calls": calls - 1, **errors(gradients(model), at_once())}
-
-
-@check
-def ddp_several_stems_one_sum() -> Any:
-    model = ddp(build(kind=TwoStems))
-    calls = calls_of_all_reduce(lambda: accumulate(model, 2, model.no_sync))
-    return {"calls": calls - 1, **errors(gradients(model), at_once(TwoStems))}
+    return finished_errors(model)
 
 
 @check
@@ -224,33 +171,13 @@ def ddp_checkpointed() -> Any:
 
 
 @check
-def ddp_checkpointed_reentrant() -> Any:
-    model = ddp(build(kind=lambda: Net(repeat=True)))
-    images, labels = batch()
-    return message_of(lambda: loss_of(model, images.requires_grad_(), labels).backward())
-
-
-@check
-def ddp_join() -> Any:
-    """The last process has a batch more than the others."""
-    model = ddp(build())
-    images, labels = batch()
-
-    def train() -> None:
-        with model.join():
-            for _ in range(1 + (dist.get_rank() == dist.get_world_size() - 1)):
-                loss_of(model, images, labels).backward()
-
-    return message_of(train)
-
-
-@check
 def ddp_not_finite_in_one() -> Any:
     """All processes see it, and the step after it knows nothing of it."""
     model = ddp(build())
     images, labels = batch()
     bad = images * float("inf") if dist.get_rank() == 0 else images
     loss_of(model, bad, labels).backward()
+    tract_hub.finish(model)
     infected = not bool(model.module.stem.weight.grad.isfinite().any())
     model.zero_grad()  # as after a step that GradScaler skips
     return infected, step_errors(model, 2, model.no_sync)
@@ -267,36 +194,6 @@ def ddp_skipped_step_zeroed_in_place() -> Any:
 
 
 @check
-def ddp_step_without_synchronising() -> Any:
-    model = ddp(build())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    images, labels = batch()
-    with model.no_sync():
-        loss_of(model, images, labels).backward()
-    message = message_of(optimizer.step)
-    model.zero_grad()
-    return message, step_errors(model, 2, model.no_sync)
-
-
-@check
-def ddp_step_after_an_unsynchronised_backward() -> Any:
-    """DDP does not average a second backward through one forward."""
-    model = ddp(build())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    loss = loss_of(model, *batch())
-    for _ in range(2):
-        loss.backward(retain_graph=True)
-    return message_of(optimizer.step)
-
-
-@check
-def no_wrapper() -> Any:
-    model = build()
-    images, labels = batch()
-    return message_of(lambda: loss_of(model, images, labels).backward())
-
-
-@check
 def ddp_compiled_inside() -> Any:
     model = ddp(torch.compile(build(), backend="aot_eager"))
     return step_errors(model, 2, model.no_sync)
@@ -309,12 +206,92 @@ def ddp_compiled_around() -> Any:
 
 
 @check
-def join_without_a_batch() -> Any:
-    """The first process has joined before the first forward; a check of its own, as it ends."""
+def ddp_local() -> Any:
+    """With the scope "local", each process uses the rows of its own batch; nothing is summed."""
+    models = [
+        ddp(build("local")),
+        tract_hub.enable(ddp(tract_hub.disable(build())), stems=["stem"]),
+    ]
+    alone = [build("local") for _ in range(dist.get_world_size())]
+    pairs = zip(*(t.chunk(len(alone)) for t in batch()), strict=True)
+    for model, (images, labels) in zip(alone, pairs, strict=True):
+        loss_of(model, images, labels).backward()
+    each = [gradients(model) for model in alone]
+    expected = {name: sum(share[name] for share in each) for name in each[0]}
+    for model in models:
+        accumulate(model, 1, model.no_sync)
+        tract_hub.finish(model)  # does nothing
+    return [errors(gradients(model), expected) for model in models]
+
+
+@check
+def ddp_clipped_norm() -> Any:
     model = ddp(build())
-    with model.join():
-        if dist.get_rank() > 0:
-            try:
-                loss_of(model, *batch()).backward()
-            except tract_hub.TractError as error:
-                raise SystemExit(str(error)) from error  # as a script ends that lets it through
+    accumulate(model, 2, model.no_sync)
+    tract_hub.finish(model)
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+    alone = at_once()
+    expected = torch.stack([gradient.norm() for gradient in alone.values()]).norm()
+    clipped = {name: gradient * 0.1 / (expected + 1e-6) for name, gradient in alone.items()}
+    return {"norm": abs(norm / float(expected) - 1), **errors(gradients(model), clipped)}
+
+
+@check
+def ddp_two_forwards_one_backward() -> Any:
+    model = ddp(build())
+    sum(loss_of(model, *part, dist.get_world_size()) for part in mine(*batch(), parts=2)).backward()
+    return finished_errors(model)
+
+
+@check
+def ddp_several_stems() -> Any:
+    model = ddp(build(kind=TwoStems))
+    accumulate(model, 2, model.no_sync)
+    return finished_errors(model, TwoStems)
+
+
+@check
+def ddp_checkpointed_reentrant() -> Any:
+    model = ddp(build(kind=lambda: Net(repeat=True)))
+    world = dist.get_world_size()
+    for images, labels in mine(*batch()):
+        loss_of(model, images.requires_grad_(), labels, world).backward()
+    return finished_errors(model)
+
+
+@check
+def ddp_grad_scaler() -> Any:
+    """The scaled gradients of a step that is skipped leave nothing to the next one."""
+    model, found = ddp(build()), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    world = dist.get_world_size()
+    for factor in (1.0, float("inf"), 1.0):
+        for images, labels in mine(*batch()):
+            scaler.scale(loss_of(model, images, labels, world) * factor).backward()
+        scaler.unscale_(optimizer)
+        if factor == 1.0:
+            found.append(finished_errors(model))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return found
+
+
+@check
+def ddp_closure() -> Any:
+    """A step whose closure runs the backward is refused, unless the closure ends with finish."""
+    model = ddp(build())
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+
+    def closure() -> None:
+        accumulate(model, 1, model.no_sync)
+
+    def finishing() -> None:
+        model.zero_grad()
+        closure()
+        tract_hub.finish(model)
+
+    message = message_of(lambda: optimizer.step(closure))
+    optimizer.step(finishing)
+    return message, errors(gradients(model), at_once())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+import tract_hub
 from tests.integrations.processes import (
-    accumulate,
     at_once,
     batch,
     build,
@@ -21,6 +22,7 @@ from tests.integrations.processes import (
     full,
     gradients,
     loss_of,
+    message_of,
     mine,
     step_errors,
 )
@@ -66,7 +68,9 @@ def fsdp2_training() -> Any:
         if bad and dist.get_rank() == 0:
             images = images * float("inf")
         loss_of(model, images, labels).backward()
-        if not bad:
+        if bad:
+            tract_hub.finish(model)  # sharded gradients do not show that they were thrown away
+        else:
             optimizer.step()
         optimizer.zero_grad()
     found = step_errors(model, 2, lambda: unsynchronised(model))
@@ -84,21 +88,14 @@ def fsdp2_two_dimensions() -> Any:
 
 
 @check
-def fsdp1_accumulation() -> Any:
-    return of_fsdp1(lambda model: model.no_sync)
-
-
-@check
-def fsdp1_accumulation_synchronising_each() -> Any:
-    return of_fsdp1(lambda model: contextlib.nullcontext)
-
-
-def of_fsdp1(quiet: Callable[[Any], Callable[[], Any]]) -> Any:
-    inner = build()
-    model = FullyShardedDataParallel(inner, use_orig_params=True, device_id=torch.device("cpu"))
-    accumulate(model, 2, quiet(model))
+def fsdp1_local() -> Any:
+    """Under FSDP1, the scope "local" works, and "global" is refused."""
+    wrap = partial(FullyShardedDataParallel, use_orig_params=True, device_id=torch.device("cpu"))
+    message = message_of(lambda: loss_of(wrap(build()), *batch()))
+    model, (images, labels) = wrap(build("local")), batch()
+    loss_of(model, images, labels).backward()
     with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
-        return errors(gradients(model), at_once())
+        return message, errors(gradients(model), at_once())
 
 
 @check
@@ -131,6 +128,7 @@ def of_accelerate(fsdp_plugin: Any = None) -> Any:
         with accelerator.accumulate(model):
             accelerator.backward(loss_of(model, images, labels, 2 * dist.get_world_size()))
             if accelerator.sync_gradients:
+                tract_hub.finish(model)
                 found |= errors(gradients(model), expected)
                 clipped = accelerator.clip_grad_norm_(model.parameters(), 0.1)
                 found[f"norm {number}"] = abs(float(full(clipped) / norm) - 1)

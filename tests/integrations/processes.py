@@ -85,7 +85,7 @@ def at_once(
     kind: Callable[[], nn.Module] = Net, weights: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The gradients of one process with the whole batch, by the ordinary scope."""
-    model = build("rank", kind)
+    model = build("local", kind)
     model.load_state_dict(weights or model.state_dict())
     loss_of(model, *batch()).backward()
     return gradients(model)
@@ -125,24 +125,13 @@ def step_errors(
 ) -> dict[str, float]:
     """Take one step, and compare its gradients with those of one process."""
     accumulate(model, parts, quiet)
-    return errors(gradients(model), at_once())
+    return finished_errors(model)
 
 
-def calls_of_all_reduce(step: Callable[[], Any]) -> int:
-    """How often this process asks for a sum itself: DDP's own are not asked for in Python."""
-    count, original = 0, dist.all_reduce
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        return original(*args, **kwargs)
-
-    dist.all_reduce = counting
-    try:
-        step()
-    finally:
-        dist.all_reduce = original
-    return count
+def finished_errors(model: nn.Module, kind: Callable[[], nn.Module] = Net) -> dict[str, float]:
+    """Complete the gradients of a step, and compare them with those of one process."""
+    tract_hub.finish(model)
+    return errors(gradients(model), at_once(kind))
 
 
 def message_of(step: Callable[[], Any]) -> str:

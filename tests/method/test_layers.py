@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import tract_hub
 from tests.oracle import closed_form, layer_rows, relative_error
-from tract_hub.method.calls import read_call
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}  # the contract's
 

@@ -25,8 +25,8 @@ from torch.optim.optimizer import (
 from tract_hub.config import Settings
 from tract_hub.errors import TractError
 from tract_hub.method.calls import LinearCall
-from tract_hub.method.correct import Moment, divide, product_dtype
-from tract_hub.method.gram import count_rows, gram_matrix, widest_dtype
+from tract_hub.method.correct import Moment, divide
+from tract_hub.method.gram import count_rows, gram_matrix, product_dtype, widest_dtype
 
 
 class Accumulator:
@@ -58,8 +58,8 @@ class Accumulator:
         self.rows = 0
         self.eps = 0.0
         self.transposed = False  # whether the weight is (n, out), as that of a matmul
-        self.finished = False  # whether this step's gradient is corrected already
         self._seen = -1  # the version of .grad that the last backward left
+        self._at_rest: weakref.ref[nn.Parameter] | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -68,7 +68,6 @@ class Accumulator:
 
     def add(self, call: LinearCall, operands: torch.dtype | None) -> None:
         """Add the rows of one call, in its backward."""
-        self.finished = False
         if self._was_discarded():
             self.clear()
         dtype = product_dtype(call.input, operands)
@@ -81,6 +80,10 @@ class Accumulator:
                 self.sums = sums if self.sums is None else self.sums + sums
         self.rows += rows
         self.eps = torch.finfo(torch.float32 if dtype.itemsize == 2 else dtype).eps
+
+    def note_parameter(self) -> None:
+        """Remember the parameter outside of forward and backward: the one an optimizer holds."""
+        self._at_rest = weakref.ref(self.parameter)
 
     def note_gradient(self, parameter: Tensor) -> None:
         """Remember the gradient that a backward left; a hook of the parameter."""
@@ -105,8 +108,8 @@ class Accumulator:
         gradient = self.parameter.grad
         rows = packed[-1]
         if gradient is not None:
-            matrix = packed[:-1].view(groups, features, features) / rows.clamp_min(1)
-            moment = Moment(matrix, self.eps or torch.finfo(packed.dtype).eps)
+            sums = packed[:-1].view(groups, features, features)
+            moment = Moment(sums, rows.clamp_min(1), self.eps or torch.finfo(packed.dtype).eps)
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # a DTensor
             with torch.no_grad():
                 local = local.mT if self.transposed else local
@@ -119,11 +122,12 @@ class Accumulator:
         parameter = self.parameter
         if self.rows == 0 or self._seen < 0:
             return False
+        if self._at_rest is None or self._at_rest() is not parameter:
+            return False  # FSDP2 keeps the gradient elsewhere
         gradient = parameter.grad
         if gradient is None:
             return True
         return gradient._version != self._seen and not bool(gradient.any())
-
 
 
 _live: weakref.WeakSet[Accumulator] = weakref.WeakSet()
@@ -159,8 +163,12 @@ def leave(accumulator: Accumulator) -> None:
 
 
 def finish_step(accumulators: Iterable[Accumulator]) -> None:
-    """Correct the gradients of a step; every process has to call it, with the same weights."""
-    ready = sorted((a for a in accumulators if not a.finished), key=lambda a: a.weight_name)
+    """Correct the gradients of a step; every process has to call it, with the same weights.
+
+    Once more in the same step, it finds no rows and changes nothing. It asks the others all the
+    same: a process cannot know whether they have seen any.
+    """
+    ready = sorted(accumulators, key=lambda accumulator: accumulator.weight_name)
     if not ready:
         return
     device = next((a.sums.device for a in ready if a.sums is not None), ready[0].parameter.device)
@@ -170,11 +178,13 @@ def finish_step(accumulators: Iterable[Accumulator]) -> None:
         dist.all_reduce(flat)
     for accumulator, packed in zip(ready, flat.split([len(p) for p in parts]), strict=True):
         accumulator.finish(packed)
-        accumulator.finished = True
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    finish_step(_held_by(optimizer))
+    held = _held_by(optimizer)
+    finish_step(held)
+    for accumulator in held:
+        accumulator.note_parameter()
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
@@ -187,7 +197,6 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
                 "after that backward (in Lightning, in on_before_optimizer_step), or pass "
                 "scope='local'"
             )
-        accumulator.finished = False
     _remove_idle_hooks()
 
 

@@ -123,7 +123,7 @@ GATES = tuple(f"{gate.__name__}Backward" for gate in (WeightGate, EagerWeightGat
 """Names of these gates in autograd's graph: what lies behind one is corrected already."""
 
 
-def use_of(call: LinearCall, settings: Settings, observe: Observer) -> Use:
+def use_of(call: LinearCall, settings: Settings, observe: Observer | None) -> Use:
     """Note what a backward has to know of a call."""
     kind = call.input.device.type
     casts = call.input.dtype != torch.float64 and torch.is_autocast_enabled(kind)
@@ -143,7 +143,7 @@ def suits_output_gate(call: LinearCall) -> bool:
     """Whether the correction is cheaper and as exact from the output's gradient.
 
     Not where the input takes a gradient, as in a gradient penalty, whose second derivative reaches
-    the weight by way of it; nor in a transform, or forward mode, which would miss a detached weight.
+    the weight by way of it; nor in a transform or in forward mode: they would miss the weight.
     """
     if call.input.requires_grad or not 0 < count_rows(call) < call.in_features:
         return False

@@ -1,36 +1,29 @@
-"""In the shape of run_image_classification.py: HfArgumentParser, a config on disk, the Trainer."""
+"""In the shape of run_image_classification.py: a config, the Trainer."""
 
-from dataclasses import dataclass, field
+import sys
+from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    HfArgumentParser,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
-
-@dataclass
-class ModelArguments:
-    config_name: str = field(metadata={"help": "Folder with a config.json."})
-    out: str = field(metadata={"help": "File for the weights."})
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def main():
-    model_args, training_args = HfArgumentParser(
-        (ModelArguments, TrainingArguments)
-    ).parse_args_into_dataclasses()
-    set_seed(training_args.seed)
-    config = AutoConfig.from_pretrained(model_args.config_name)
-    model = AutoModelForImageClassification.from_config(config)
+    out = Path(sys.argv[1])
+    set_seed(0)
+    config = ViTConfig(**SIZES, intermediate_size=16, image_size=16, patch_size=4, num_labels=4)
+    model = ViTForImageClassification(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = torch.randn(4, 3, config.image_size, config.image_size)
+    images = torch.randn(4, 3, 16, 16)
     examples = [{"pixel_values": image, "labels": i} for i, image in enumerate(images)]
-    Trainer(model=model, args=training_args, train_dataset=examples).train()
-    torch.save({"before": before, "after": model.state_dict(), "images": images}, model_args.out)
+    options = {"lr_scheduler_type": "constant", "optim": "sgd", "learning_rate": 0.1}
+    args = TrainingArguments(
+        output_dir=str(out.parent), max_steps=1, max_grad_norm=0.0, use_cpu=True, report_to=[],
+        per_device_train_batch_size=4, save_strategy="no", disable_tqdm=True, **options,
+    )  # fmt: skip
+    Trainer(model=model, args=args, train_dataset=examples).train()
+    torch.save({"before": before, "after": model.state_dict(), "images": images}, out)
 
 
 if __name__ == "__main__":

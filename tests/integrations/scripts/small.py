@@ -1,4 +1,4 @@
-"""What a script may do besides training one model; the first argument says which of it."""
+"""What a training script may do; the first argument says which of it."""
 
 import sys
 import warnings
@@ -19,9 +19,13 @@ class Net(nn.Module):
         return self.head(self.stem(x).relu().mean((2, 3)))
 
 
-class Generator(Net):
-    def forward(self, x):
-        return self.stem(x).sigmoid()
+class Generator(nn.Module):
+    def __init__(self, stem):
+        super().__init__()
+        self.stem = stem
+
+    def forward(self, z):
+        return self.stem(z).view(2, 3, 16, 16).sigmoid()
 
 
 def train(model, x, steps=1, parameters=None):
@@ -32,13 +36,84 @@ def train(model, x, steps=1, parameters=None):
         optimizer.step()
 
 
+def adversaries(generator, noise, x):
+    discriminator = Net()
+    of_generator = torch.optim.Adam(generator.parameters())
+    of_discriminator = torch.optim.Adam(discriminator.parameters())
+    for _ in range(2):
+        made = generator(noise)
+        (discriminator(made.detach()) - discriminator(x)).mean().backward()
+        of_discriminator.step()
+        discriminator(made).mean().backward()
+        of_generator.step()
+
+
 def one(x):
     train(Net(), x, steps=3)
 
 
-def named(x):
+def declared(x):
+    global net
     net = Net()
     train(net, x)
+
+
+def named(x):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, *, pixels=None, **rest):
+            return self.net(pixels)
+
+    model = Wrapper()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(pixels=x, ids=torch.arange(2)).mean().backward()
+    optimizer.step()
+
+
+def gan(x):
+    adversaries(Generator(nn.Linear(16, 768)), torch.randn(2, 16), x)
+
+
+def dcgan(x):
+    adversaries(Generator(nn.ConvTranspose2d(16, 3, 16)), torch.randn(2, 16, 1, 1), x)
+
+
+def translation(x):
+    adversaries(Generator(nn.Conv2d(3, 3, 1)), x + 1, x)
+
+
+def upsampling(x):
+    adversaries(Generator(nn.ConvTranspose2d(3, 3, 2, 2)), torch.randn(2, 3, 8, 8), x)
+
+
+def teacher(x):
+    teacher, student = Net().train(), Net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with torch.no_grad():
+        wanted = teacher(x)
+    (student(x) - wanted).square().mean().backward()
+    optimizer.step()
+    assert not tract_hub.status(teacher)
+
+
+def vectors(x):
+    train(nn.Sequential(nn.Linear(768, 4), nn.Tanh(), nn.Linear(4, 2)), x.flatten(1))
+
+
+def vectors_in_folds(x):
+    for _ in range(3):
+        vectors(x)
+
+
+def autoencoder(x):
+    encoder = nn.Sequential(nn.Linear(768, 4), nn.Tanh())
+    decoder = nn.Linear(4, 768)
+    optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+    (decoder(encoder(x.flatten(1))) - x.flatten(1)).square().mean().backward()
+    optimizer.step()
 
 
 def evaluates_halfway(x):
@@ -48,6 +123,10 @@ def evaluates_halfway(x):
     for training in (True, False):
         model.train(training)(x).square().mean().backward()
         optimizer.step()
+
+
+def trains_in_eval_mode(x):
+    train(Net().eval(), x)
 
 
 def exits(x):
@@ -65,18 +144,6 @@ def raises(x):
     raise RuntimeError("the disk is full")
 
 
-def adversaries(x):
-    generator, discriminator = Generator(nn.Conv2d(3, 3, 1)), Net()
-    of_generator = torch.optim.Adam(generator.parameters())
-    of_discriminator = torch.optim.Adam(discriminator.parameters())
-    for _ in range(2):
-        made = generator(torch.randn_like(x))
-        (discriminator(made.detach()) - discriminator(x)).mean().backward()
-        of_discriminator.step()
-        discriminator(made).mean().backward()
-        of_generator.step()
-
-
 def folds(x):
     for _ in range(3):
         train(Net(), x, steps=2)
@@ -91,12 +158,6 @@ def nothing_at_all(x):
     print("done")
 
 
-def evaluates(x):
-    model = Net().eval()
-    torch.optim.SGD(model.parameters(), lr=0.1)
-    model(x)
-
-
 def frozen(x):
     model = Net()
     model.stem.requires_grad_(False)
@@ -104,14 +165,14 @@ def frozen(x):
 
 
 class Fickle(Net):
-    """Another layer reads the pixels while gradients are kept: no search sees that."""
+    """Another layer reads the pixels where they have values: no search sees that."""
 
     def __init__(self):
         super().__init__()
         self.other = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        stem = self.other if torch.is_grad_enabled() else self.stem
+        stem = self.stem if x.is_meta else self.other
         return self.head(stem(x).mean((2, 3)))
 
 
@@ -126,7 +187,7 @@ def unsupported(x):
 
 def swallows(x):
     try:
-        train(Net(nn.ConvTranspose2d(3, 4, 3)), x)
+        unsupported(x)
     except Exception:
         print("never mind")
 

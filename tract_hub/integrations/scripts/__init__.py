@@ -1,1 +1,0 @@
-"""Training scripts, run as they are: what ``tract_hub.launch`` is made of."""

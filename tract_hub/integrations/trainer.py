@@ -1,0 +1,278 @@
+"""TrAct in the Trainer of Transformers: a callback, and an optimizer that brings TrAct along.
+
+An enabled model needs neither: ``Trainer(tract_hub.enable(model), …)`` trains with TrAct.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+import tract_hub
+from tract_hub.config import Damping, Scope
+from tract_hub.errors import TractError, TractWarning
+from tract_hub.integrations.figures import figures, gradient_norms
+from tract_hub.stem import Stem
+
+Lam = float | Mapping[str, float]
+OptimizerFactory = Callable[[], Callable[[nn.Module], Optimizer]]
+
+logger = logging.getLogger(__name__)
+
+
+class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Enables TrAct on the model that a Trainer trains; logs it, and notes it in checkpoints.
+
+    The Trainer's logs, wherever it reports them to, get ``tract/<layer>/lam`` and
+    ``tract/<layer>/grad_norm``: the norm of the first layer's gradient that the optimizer stepped
+    with, after clipping. Checkpoints keep λ, scope and damping in ``trainer_state.json``; a run
+    that resumes with others says so in one warning of the log.
+
+    With ``scope="global"`` gradients are completed before the Trainer clips them. (Without this
+    callback they are completed before the optimizer's step, after the clipping.)
+
+    Args:
+        lam: as in ``enable``. None: TrAct stays as the model has it when training begins; a
+            model without gets λ = 0.1.
+        scope, damping, stems, pixels, example_inputs: as in ``enable``.
+
+    Raises:
+        TractError, ValueError: what ``enable`` raises, when the Trainer is made if ``lam`` is
+            given, else when training begins.
+
+    Example:
+        >>> Trainer(model=model, args=args, callbacks=[tract_hub.TractCallback(lam=0.1)], ...)
+
+    """
+
+    def __init__(
+        self,
+        lam: Lam | None = None,
+        *,
+        scope: Scope = "local",
+        damping: Damping = "absolute",
+        stems: Sequence[str | Stem] | None = None,
+        pixels: Sequence[str] | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        self._gradient: dict[str, Any] = {"lam": lam, "scope": scope, "damping": damping}
+        self._search = {"stems": stems, "pixels": pixels, "example_inputs": example_inputs}
+        self._model: weakref.ref[nn.Module] | None = None
+        self._weights: list[str] = []
+        self._norms: dict[str, Tensor] = {}
+        self._undo = ExitStack()
+
+    def on_init_end(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
+        """Enable TrAct before anything is wrapped, compiled or sharded."""
+        if self._gradient["lam"] is not None:
+            self._enable(parts["model"])
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
+        """Enable TrAct on a model made since; compare with a checkpoint; find the Trainer."""
+        model = parts["model"]
+        if not tract_hub.status(model):
+            self._enable(model)
+        self._model, present = weakref.ref(model), _settings_of(model)
+        self._weights = list(present)
+        # Of a run without this callback, a checkpoint has no entry for the Trainer to update.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {}})
+        before = saved["attributes"].get("noted", "no TractCallback")
+        if state.global_step and before != present:
+            logger.warning("resumed a run that had %s; it goes on with %s", before, present)
+        self._undo.close()  # of a training that ended by an exception
+        trainer = _calling_trainer()
+        if trainer is not None:
+            # A Trainer puts the reporters before a user's callbacks: let them see the figures too.
+            trainer.callback_handler.callbacks.remove(self)
+            trainer.callback_handler.callbacks.insert(0, self)
+            self._undo.callback(_finish_before_clipping(trainer.accelerator, model))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Keep the norms of this step's gradients, without waiting for the device."""
+        self._norms = gradient_norms(parts["model"], self._weights)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
+        """Add the figures to what the callbacks after this one report, and to the history."""
+        if "loss" in parts["logs"]:
+            stems = tract_hub.status(parts["model"])
+            self._weights = [stem.weight_name for stem in stems]
+            values = figures(stems, self._norms)
+            parts["logs"].update(values)
+            state.log_history[-1].update(values)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
+        """Leave the Trainer as it was."""
+        self._undo.close()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer's checkpoints keep of this callback."""
+        model = None if self._model is None else self._model()
+        noted = {} if model is None else _settings_of(model)
+        return {"args": self._gradient, "attributes": {"noted": noted}}
+
+    def _enable(self, model: nn.Module) -> None:
+        given = {name: value for name, value in self._gradient.items() if value is not None}
+        tract_hub.enable(model, **given, **self._search)
+
+
+def _settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        stem.weight_name: {"lam": stem.lam, "scope": stem.scope, "damping": stem.damping}
+        for stem in tract_hub.status(model)
+    }
+
+
+def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], None]:
+    """Complete gradients of ``scope="global"`` before this accelerator clips; return the undoing.
+
+    A Trainer calls back after clipping only (``on_pre_optimizer_step``), and it clips, or only
+    takes the norm, by its own accelerator's ``clip_grad_norm_``. So that one object gets another.
+    """
+    clip = accelerator.clip_grad_norm_
+
+    @functools.wraps(clip)
+    def finish_and_clip(*args: Any, **kwargs: Any) -> Any:
+        tract_hub.finish(model)
+        return clip(*args, **kwargs)
+
+    accelerator.clip_grad_norm_ = finish_and_clip
+    return functools.partial(delattr, accelerator, "clip_grad_norm_")
+
+
+def _calling_trainer() -> Trainer | None:
+    """Return the Trainer that calls this callback or factory.
+
+    Transformers 5 passes it to neither: they get the model, the optimizer and the data loaders, and
+    none of these leads to the list of callbacks or to the accelerator.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+        if isinstance(caller, Trainer):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def optimizer_factory(
+    args: TrainingArguments,
+    lam: Lam = 0.1,
+    *,
+    scope: Scope = "local",
+    damping: Damping = "absolute",
+    stems: Sequence[str | Stem] | None = None,
+    pixels: Sequence[str] | None = None,
+    example_inputs: Any = None,
+    stem_lr: float | None = None,
+    stem_weight_decay: float | None = None,
+) -> tuple[OptimizerFactory, dict[str, Any]]:
+    """Make the ``optimizer_cls_and_kwargs`` of a Trainer that trains its model with TrAct.
+
+    When the Trainer asks for its optimizer, TrAct is enabled on the model that it trains (with
+    ``model_init``, on each new one), and the Trainer gets a ``TractCallback`` if it has none. The
+    optimizer is the Trainer's own for ``args``.
+
+    Args:
+        args: the Trainer's own.
+        lam: as in ``enable``.
+        scope: as in ``enable``.
+        damping: as in ``enable``.
+        stems: as in ``enable``.
+        pixels: as in ``enable``.
+        example_inputs: as in ``enable``.
+        stem_lr: learning rate of the first layers' weights, in place of ``args.learning_rate``;
+            the scheduler scales it as it does the other.
+        stem_weight_decay: weight decay of the first layers' weights.
+
+    Returns:
+        What ``Trainer(optimizer_cls_and_kwargs=…)`` takes.
+
+    Raises:
+        TractError: DeepSpeed is configured with an optimizer of its own. And when training begins,
+            what ``enable`` raises.
+
+    Warns:
+        TractWarning: the Trainer never asked for the optimizer, so that TrAct was on no model.
+
+    Example:
+        >>> factory = tract_hub.optimizer_factory(args, lam=0.1)
+        >>> Trainer(model=model, args=args, optimizer_cls_and_kwargs=factory, ...)
+
+    """
+    plugin = args.deepspeed_plugin
+    if plugin is not None and "optimizer" in plugin.hf_ds_config.config:
+        raise TractError(
+            "the DeepSpeed configuration has an optimizer of its own, so the Trainer would not use "
+            "optimizer_factory: take 'optimizer' out of it, or pass TractCallback(lam=…) instead"
+        )
+    own = {"lr": stem_lr, "weight_decay": stem_weight_decay}
+    stem_group = {name: value for name, value in own.items() if value is not None}
+
+    def make(model: nn.Module) -> Optimizer:
+        unused.detach()
+        tract_hub.enable(
+            model,
+            lam,
+            scope=scope,
+            damping=damping,
+            stems=stems,
+            pixels=pixels,
+            example_inputs=example_inputs,
+        )
+        trainer = _calling_trainer()
+        if trainer is not None and not any(
+            isinstance(callback, TractCallback) for callback in trainer.callback_handler.callbacks
+        ):
+            trainer.add_callback(TractCallback())
+        cls, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        groups: Any = _parameter_groups(model, args.weight_decay, stem_group)
+        # GaLore, APOLLO and LOMO bring what they are made of, see Trainer.create_optimizer.
+        for name in ("params", "model", "optimizer_dict"):
+            groups = settings.pop(name, groups)
+        optimizer: Optimizer = cls(groups, **settings)
+        return optimizer
+
+    unused = weakref.finalize(make, _warn_of_unused_factory)
+    return lambda: make, {}  # a Trainer calls what is no class of optimizers, and the result
+
+
+def _parameter_groups(
+    model: nn.Module, weight_decay: float, stem_group: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Return the two groups of a Trainer's optimizer, then those of the first layers if any."""
+    # The method reads nothing of the Trainer.
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    stems = {stem.weight_name for stem in tract_hub.status(model)} if stem_group else set()
+    members: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members.setdefault((name in stems, name in decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            **(stem_group if is_stem else {}),
+        }
+        for (is_stem, is_decayed), parameters in members.items()
+    ]
+
+
+def _warn_of_unused_factory() -> None:
+    warnings.warn(
+        "no Trainer asked tract_hub.optimizer_factory for an optimizer, so it enabled TrAct on no "
+        "model: trainer.optimizer was set, create_optimizer overridden, or nothing trained. "
+        "TractCallback(lam=…) works with any optimizer",
+        TractWarning,
+        stacklevel=2,
+    )

@@ -1,1 +1,0 @@
-"""TrAct in the Trainer of Transformers."""
