@@ -27,7 +27,13 @@ from tract_hub.config import Settings
 from tract_hub.errors import TractError
 from tract_hub.method.calls import LinearCall
 from tract_hub.method.correct import Moment, divide
-from tract_hub.method.gram import count_rows, gram_matrix, product_dtype, widest_dtype
+from tract_hub.method.gram import (
+    count_rows,
+    gram_matrix,
+    has_fast_float64,
+    product_dtype,
+    widest_dtype,
+)
 
 
 class Accumulator:
@@ -72,8 +78,8 @@ class Accumulator:
         if self._was_discarded():
             self.clear()
         dtype = product_dtype(call.input, operands)
-        if dtype == torch.float32:  # the step's damping may be too small for it: nobody looks
-            dtype = widest_dtype(call.input.device)
+        if dtype == torch.float32 and has_fast_float64(call.input.device):
+            dtype = torch.float64  # nobody looks whether the damping is too small for float32
         rows = count_rows(call)
         with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
             if rows:
