@@ -315,9 +315,9 @@ class StemForward(StandIn):
             self._warned.add(kind)
             warnings.warn(message, TractWarning, stacklevel=4)
 
-    def _watch(self) -> None:
+    def _watch(self, weights: Iterable[Tensor] | None = None) -> None:
         """Have autograd say when the weight gets a gradient, to report one that passed TrAct by."""
-        for weight in self.weights():
+        for weight in self.weights() if weights is None else weights:
             watched = self._watched.get(id(weight))
             if watched is not None and watched[0]() is weight:
                 continue
@@ -342,7 +342,7 @@ class StemForward(StandIn):
                 f"TrAct left the gradient of {self.weight_name!r} as it was: the forward ran in "
                 "eval mode. Call model.train() before a training step.",
             )
-        elif not self._last:
+        elif not self._last and self._warned.isdisjoint(("fx", "replaced")):
             self._warn_once("rebuilt", _PASSED_BY.format(self.weight_name))
 
     def _begin(self) -> None:
@@ -367,13 +367,14 @@ class StemForward(StandIn):
             "features": self.features,
             "settings": asdict(self.settings),
             "first": self.first,
+            "weights": list(self.weights()),
         }
 
     def _restore(self, module: nn.Module, state: dict[str, Any]) -> None:
+        weights = state.pop("weights")  # the module has none yet where it is being copied
         super()._restore(module, state | {"settings": Settings(**state["settings"])})
         self._begin()
-        if "_parameters" in module.__dict__:  # not yet, where a pickle is being loaded
-            self._watch()
+        self._watch(weights)
 
 
 class StemRepr(StandIn):
@@ -409,6 +410,7 @@ class ModelForward(StandIn):
             for name, stem in self.stems.items():
                 if not _holds(self.module, name, stem):
                     self._warned = True
+                    stem._warned.add("replaced")
                     _warn_of_replacement(stem.weight_name)
         return self.run(args, kwargs)
 
@@ -454,7 +456,9 @@ class _ReadCalls(TorchFunctionMode):
         """Tell a weight that no function seen here has made: scripted, or cached."""
         if torch.compiler.is_compiling():
             # It has no graph to ask, and shows no mode torch._weight_norm.
-            return parametrize.is_parametrized(self.stem.module) and not isinstance(tensor, nn.Parameter)
+            return parametrize.is_parametrized(self.stem.module) and not isinstance(
+                tensor, nn.Parameter
+            )
         if tensor.grad_fn is None:
             return False
         known = list(self.stem.weights())
