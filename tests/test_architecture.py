@@ -22,28 +22,28 @@ DRAW = runpy.run_path(str(ROOT / "scripts" / "draw_architecture.py"))
 SHARED = {"config", "errors", "names", "stem"}
 # Part → what it may import besides itself; of several that fit a module, the longest name counts.
 MAY_IMPORT = {
-    "": {*SHARED, "adapters.locator", "surgery", "integrations.trainer"},
+    "": {*SHARED, "locator.locate", "surgery", "integrations.trainer"},
     "config": set(),
     "errors": set(),
     "names": set(),
     "stem": set(),
     "method": {"errors"},
     # method.operations says what a call of a layer is, without any mathematics.
-    "adapters": {"errors", "names", "stem", "method.operations"},
+    "locator": {"errors", "names", "stem", "method.operations"},
     # The one import upwards: scope="global" asks which wrapper averages gradients.
-    "surgery": {*SHARED, "adapters", "method", "integrations.synchronisers"},
-    "integrations": {*SHARED, "surgery", "adapters", "method"},
+    "surgery": {*SHARED, "locator", "method", "integrations.synchronisers"},
+    "integrations": {*SHARED, "surgery", "locator", "method"},
     "launch": {*SHARED, "integrations"},
     "studies": {*SHARED, ""},
-    "studies.audit": {*SHARED, "", "adapters"},  # reports on the adapters
-    "studies.inspect": {*SHARED, "", "adapters", "method.count"},  # and counts operations
+    "studies.audit": {*SHARED, "", "locator"},  # reports on the locator
+    "studies.inspect": {*SHARED, "", "locator", "method.count"},  # and counts operations
     "studies.bench": {*SHARED, "", "method"},  # puts clocks into the method
     "studies.compare.optim": {*SHARED, "", "integrations.trainer.stem_group"},  # an SGD stem
     "commands": {*SHARED, "studies"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }
-KNOW_ONLY_TORCH = ("method", "surgery", "config", "errors", "names", "stem", "adapters.tracing")
+KNOW_ONLY_TORCH = ("method", "surgery", "config", "errors", "names", "stem", "locator.trace")
 
 
 def belongs(module: str, part: str) -> bool:
