@@ -23,7 +23,7 @@ PARTS = {
     "launch.py": (("launch",), "training scripts, run as they are"),
     "integrations/": (("integrations",), "Trainer, DDP, FSDP, DeepSpeed, running scripts"),
     "surgery.py": (("surgery",), "hooks on a live model: here finding and method meet"),
-    "adapters/": (("adapters",), "model zoos, and how to follow pixels to the first layers"),
+    "locator/": (("locator",), "model zoos, and how to follow pixels to the first layers"),
     "method/": (("method",), "the mathematics: Gram matrix, solve, gate; only torch"),
 }
 SHARED = ("config", "stem", "errors", "names")
