@@ -78,7 +78,10 @@ PUBLISHED: dict[str, tuple[str, str]] = {
         f"{TIMM} --model test_vit --img-size 160 --grad-checkpointing",
     ),
     **{
-        f"timm, {name}.yaml": ("pytorch-image-models/train.py", YAML.replace("YAML", name).replace("MODEL", model))
+        f"timm, {name}.yaml": (
+            "pytorch-image-models/train.py",
+            YAML.replace("YAML", name).replace("MODEL", model),
+        )
         for name, model in (
             ("resnet50", "resnet"),
             ("deit3-small", "vit --img-size 160"),
@@ -119,8 +122,8 @@ def main() -> None:
     table.write_atomically(
         RESULTS,
         "# Published training scripts, unmodified, with TrAct\n\n"
-        f"{STEPS} optimizer steps on images of random pixels on a CPU, ordinary and with `python -m "
-        "tract_hub.launch`, from the same seed. First layer: parameters that differ after the "
+        f"{STEPS} optimizer steps on images of random pixels on a CPU, ordinary and with `python "
+        "-m tract_hub.launch`, from the same seed. First layer: parameters that differ after the "
         "first step, of all, and by how much of their norm. Written by `python "
         f"scripts/published_scripts.py`; {machine()}.\n\n"
         "| script | source | first layer | the line at the end |\n| --- | --- | --- | --- |\n"

@@ -158,8 +158,8 @@ def load_images(
     if len(classes) < 2 or strange or not len(data.test):
         raise DataError(
             f"{data.name} has {len(data.train)} training images of {len(classes)} classes and "
-            f"{len(data.test)} test images, of {len(strange)} other classes; a classifier needs two "
-            "classes, and test images of them: check the labels, or raise --max-train"
+            f"{len(data.test)} test images, of {len(strange)} other classes; a classifier needs "
+            "two classes, and test images of them: check the labels, or raise --max-train"
         )
     shapes = {tuple(data.train.read(i).shape[1:]) for i in range(min(64, len(data.train)))}
     height, width = shapes.pop()
@@ -178,8 +178,8 @@ def fit(data: ImageData, size: int) -> ImageData:
     mean, square = sums / len(looked_at)
     std = (square - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-6, std, torch.ones_like(std))  # a channel that never changes
-    moments = {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
-    return replace(data, train=train, test=test, **moments)
+    moments = tuple(mean.tolist()), tuple(std.tolist())
+    return replace(data, train=train, test=test, mean=moments[0], std=moments[1])
 
 
 class Loaded(Dataset[Batch]):
@@ -306,24 +306,28 @@ def _from_datasets(name: str, channels: int | None) -> ImageData:
             modes[_open(rows[i][column], f"image {i} of the {split} split").mode] += 1
     kept = channels or (1 if set(modes) <= {"1", "L"} else 3)
     plain = {"1", "L"} if kept == 1 else {"RGB"}
-    others = ", ".join(f"{count} {mode}" for mode, count in modes.most_common() if mode not in plain)
+    others = ", ".join(
+        f"{count} {mode}" for mode, count in modes.most_common() if mode not in plain
+    )
     kind = "grey" if kept == 1 else "RGB"
     looked_at = f"{others} of {modes.total()} looked at"
     remarks = [f"images converted to {kind}: {looked_at}"] if others else []
     values = sorted(set(used["train"][label][:]) - {None, -1})
-    splits = [
+    train, *found_test = [
         Split(
             _reader(encoded[split], column, split, kept),
             _labels(rows[label][:], values, f"{split} images of {shown}"),
         )
         for split, rows in used.items()
     ]
-    if not test_name:
-        splits = [*_cut_test(splits[0], TEST_SHARE, shown)]
+    if found_test:
+        test = found_test[0]
+    else:
+        train, test = _cut_test(train, TEST_SHARE, shown)
         remarks.append(f"no test split: {TEST_SHARE:.0%} of the images of each class are cut off")
     named = getattr(used["train"].features[label], "int2str", str)
     classes = tuple(str(named(value)) for value in values)
-    return ImageData(shown, classes, kept, *splits, tuple(remarks))
+    return ImageData(shown, classes, kept, train, test, tuple(remarks))
 
 
 def _opened(name: str, path: Path) -> dict[str, Any]:
@@ -428,8 +432,10 @@ def _reader(rows: Any, column: str, split: str, channels: int) -> Callable[[int]
         if image.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
             raise DataError(f"{which} has {image.mode} pixels; save the images with 8 bits")
         try:
-            return v2.functional.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+            image = image.convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{which} cannot be read; remove or repair it") from error
+        pixels: Tensor = v2.functional.pil_to_tensor(image)
+        return pixels
 
     return read

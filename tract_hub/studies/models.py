@@ -185,7 +185,7 @@ def usual_recipe(settings: Compare, model: nn.Module) -> Compare:
         usual = ("sgd", 0.1 * settings.batch_size / 256, 1e-4, 0.0)
     optimizer, lr, decay, smoothing = usual
     open_ = {"weight_decay": decay, "warmup": warmup, "label_smoothing": smoothing}
-    filled = {name: value for name, value in open_.items() if getattr(settings, name) is None}
+    filled: dict[str, Any] = {k: v for k, v in open_.items() if getattr(settings, k) is None}
     if settings.optimizer == "usual":
         filled["optimizer"] = optimizer
     return replace(settings, lr=settings.lr or (lr,), **filled)
@@ -339,8 +339,8 @@ def _transformers(
             for key, value in (("num_channels", channels), ("image_size", options.get("img_size"))):
                 if value is not None and hasattr(config, key):
                     setattr(config, key, value)
-            model = auto.from_config(config, trust_remote_code=False)
-            return model
+            fresh: nn.Module = auto.from_config(config, trust_remote_code=False)
+            return fresh
         log = transformers.utils.logging  # its reports and bars would tear a study's own lines
         verbosity = log.get_verbosity()
         log.set_verbosity(logging.CRITICAL)

@@ -131,8 +131,8 @@ class Compare:
     grid_seeds: int = 3
     """Seeds of the choice among several learning rates."""
     optimizer: str = "sgd"
-    """sgd (with Nesterov momentum), adamw, or any optimizer of timm; usual: timm's usual one for the model's kind, as are
-    the values below where they are None."""
+    """sgd (with Nesterov momentum), adamw, or any optimizer of timm; usual: timm's usual one for
+    the model's kind, as are the values below where they are None."""
     momentum: float = 0.9
     """Of sgd and its kin."""
     weight_decay: float | None = 5e-4
