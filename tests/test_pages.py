@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -12,25 +11,12 @@ import tract_hub
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COPY = runpy.run_path(str(ROOT / "scripts" / "copy_results.py"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/**/*.md")]
 LINKS = [
     (page, link)
     for page in PAGES
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
 ]
-
-
-@pytest.mark.parametrize("page", COPY["PAGES"])
-def test_the_results_shown_are_those_in_the_files(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert "<!-- from " in text
-    assert COPY["with_results"](text) == text, "run scripts/copy_results.py"
-
-
-def test_no_other_page_shows_results() -> None:
-    marked = {str(page.relative_to(ROOT)) for page in PAGES if "<!-- from " in page.read_text()}
-    assert marked == set(COPY["PAGES"])
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda part: getattr(part, "name", part))
