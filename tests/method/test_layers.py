@@ -116,6 +116,27 @@ def test_a_linear_layer_gets_the_closed_form_for_any_leading_shape(
     check(nn.Linear(8, 4).to(dtype), torch.randn(shape, dtype=dtype))
 
 
+FEW_ROWS = {
+    "one vector": (lambda: nn.Linear(8, 4), (8,)),
+    "vectors": (lambda: nn.Linear(8, 4), (2, 3, 8)),
+    "one image": (lambda: nn.Conv2d(3, 4, 4, 4), (3, 8, 12)),
+    "images in groups": (lambda: nn.Conv2d(4, 6, 4, 4, groups=2), (2, 4, 8, 12)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FEW_ROWS)
+def test_an_input_without_gradient_of_few_rows_gives_the_closed_form(name: str, dtype) -> None:
+    torch.manual_seed(0)
+    build, shape = FEW_ROWS[name]
+    layer, x = build().to(dtype), torch.randn(shape, dtype=dtype)
+    layer(x).square().sum().backward()
+    expected = closed_form(layer.weight.grad, layer_rows(layer, x), 0.1)
+    tract_hub.enable(layer, stems=[""]).zero_grad()
+    layer(x).square().sum().backward()
+    assert relative_error(layer.weight.grad, expected) <= TOLERANCE[dtype]
+
+
 def test_a_non_contiguous_input_is_read_as_it_is() -> None:
     torch.manual_seed(0)
     check(nn.Linear(6, 4).double(), torch.randn(6, 10, dtype=torch.double).T)

@@ -167,7 +167,7 @@ def dual_gradient(
         if call.convolution is not None and delta.dim() == len(call.convolution.kernel) + 2:
             delta = delta.movedim(0, 1)  # (out, batch, *output), as X has its rows
         channels_last = call.convolution is None
-        delta = delta.flatten(0, -2) if channels_last else delta.flatten(1).T
+        delta = delta.reshape(rows, -1) if channels_last else delta.flatten(1).T
         delta = delta.reshape(rows, groups, -1).transpose(0, 1)
         exact = torch.float64 if has_fast_float64(x.device) else wide
         kernel = gram_of_rows(x.mT.to(exact)) / rows  # XXᵀ
