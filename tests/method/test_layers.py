@@ -137,6 +137,30 @@ def test_an_input_without_gradient_of_few_rows_gives_the_closed_form(name: str, 
     assert relative_error(layer.weight.grad, expected) <= TOLERANCE[dtype]
 
 
+@pytest.fixture
+def slow_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solve as on a GPU that is slow at float64."""
+    for module in ("gram", "correct"):
+        monkeypatch.setattr(f"tract_hub.method.{module}.has_fast_float64", lambda device: False)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2), (16, 16)])
+def test_photographs_are_exact_where_float64_is_slow(
+    kernel: int, stride: int, photographs: Tensor, slow_float64: None
+) -> None:
+    torch.manual_seed(0)
+    x = (photographs - photographs.mean()) / photographs.std()
+    assert correction_error(nn.Conv2d(3, 8, kernel, stride), x, 0.1) <= TOLERANCE[x.dtype]
+
+
+def test_few_rows_of_low_rank_have_a_gradient_where_float64_is_slow(slow_float64: None) -> None:
+    torch.manual_seed(0)
+    x = 100 * torch.randn(64, 4) @ torch.randn(4, 3072)
+    layer = tract_hub.enable(nn.Linear(3072, 4), 1e-4, stems=[""])
+    layer(x).square().sum().backward()
+    assert layer.weight.grad.isfinite().all()
+
+
 def test_a_non_contiguous_input_is_read_as_it_is() -> None:
     torch.manual_seed(0)
     check(nn.Linear(6, 4).double(), torch.randn(6, 10, dtype=torch.double).T)

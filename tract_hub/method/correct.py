@@ -182,6 +182,7 @@ def dual_gradient(
         if observe is not None:
             observe(trace.flatten() / call.in_features)
         damping = damping_of(trace, call.in_features, settings)
+        damping = torch.maximum(damping, ROUNDING * torch.finfo(exact).eps * trace)
         factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(kernel, damping))
         # LAPACK's solve takes five times as long for the 64 × 64 matrix of an MLP's batch.
         inverse = torch.cholesky_inverse(factor) + _poison(damping, info)
