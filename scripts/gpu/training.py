@@ -34,7 +34,9 @@ def studies(data: str, out: Path, smoke: bool) -> list[Compare]:
     """Return the settings of the two models: the paper's recipes, in bfloat16 and compiled."""
     if smoke:
         tiny = replace(RECIPES["digits"], max_train=128, max_test=64, seeds=2, epochs=(1, 2, 3))
-        vit = replace(tiny, model="small-vit", model_arg=("depth=1",), optimizer="adamw", lr=(1e-3,))
+        vit = replace(
+            tiny, model="small-vit", model_arg=("depth=1",), optimizer="adamw", lr=(1e-3,)
+        )
         both = {"resnet18": replace(tiny, augment="crop-flip"), "vit": vit}
     else:
         both = {"resnet18": RECIPES["cifar-resnet18"], "vit": RECIPES["cifar-vit"]}
@@ -48,7 +50,9 @@ def studies(data: str, out: Path, smoke: bool) -> list[Compare]:
 def runs(settings: Compare, smoke: bool) -> list[Run]:
     """Return the trainings, shortest first, seeds of one length together."""
     lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    keys = sorted((n, seed, arm is TRACT) for arm in lengths for n in lengths[arm] for seed in SEEDS)
+    keys = sorted(
+        (n, seed, arm is TRACT) for arm in lengths for n in lengths[arm] for seed in SEEDS
+    )
     return [Run(TRACT if is_tract else ORDINARY, n, settings.lr[0], s) for n, s, is_tract in keys]
 
 

@@ -197,7 +197,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
     for accumulator in _live:
         if accumulator.rows and _is_of_deepspeed(accumulator.parameter):
             raise TractError(
-                f"DeepSpeed makes a step with the ordinary gradient of {accumulator.weight_name!r}: "
+                f"DeepSpeed steps with the ordinary gradient of {accumulator.weight_name!r}: "
                 "call tract_hub.finish(model) between engine.backward(loss) and engine.step(), or "
                 "pass scope='local', as with Accelerate, which makes the step in its backward"
             )
