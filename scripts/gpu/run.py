@@ -5,8 +5,8 @@
 
 In order: the GPU tests; what TrAct costs (eager, without autocast beside torch_tract, compiled);
 CIFAR-10 by the paper's recipes. Rows are written as they come (tests.jsonl, costs.jsonl,
-peaks.jsonl, and runs.jsonl in a folder a model), the page README.md after each part. To have a part done again, remove
-its file.
+peaks.jsonl, and runs.jsonl in a folder a model), the page README.md after each part. To have a
+part done again, remove its file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TAIL = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what there is time for; return 0 if that was all, 3 if there is more, 1 if tests failed."""
+    """Do what there is time for; return 0 for all of it, 3 for a part, 1 if tests failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Form)
     parser.add_argument("--data", help="parquet files of CIFAR-10; without, nothing is trained")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops")
@@ -146,8 +146,8 @@ def write_page(out: Path, card: str, given: argparse.Namespace) -> None:
         text += f"{row['card']}: {counts or 'none ran'}, {len(row['failed'])} failed.\n\n"
         text += "".join(f"- {name}\n" for name in row["failed"]) + "\n" * bool(row["failed"])
     text += "## Cost of a step\n\n"
-    text += "Forward and backward, channels_last; added to the ordinary model's, in turns. Kernels: sum over a step. "
-    text += "Floor: of the Gram matrix, by the rates measured here.\n\n"
+    text += "Forward and backward, channels_last; added to the ordinary model's, in turns. "
+    text += "Kernels: sum over a step. Floor: of the Gram matrix, by the rates measured here.\n\n"
     rows, peaks = rows_of(out / "costs.jsonl"), rows_of(out / "peaks.jsonl")
     text += "".join(costs.tables(rows, peaks)) if rows else ""
     for settings in training.studies(given.data or "", out, given.smoke):
