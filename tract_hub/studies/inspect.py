@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tract_hub
-from tract_hub.locator.search import follow
 from tract_hub.errors import TractWarning
+from tract_hub.locator.search import follow
 from tract_hub.method.calls import LinearCall
 from tract_hub.studies.models import build_model, build_without_weights
 from tract_hub.studies.settings import Inspect
