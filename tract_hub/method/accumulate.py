@@ -193,7 +193,9 @@ def finish_step(accumulators: Iterable[Accumulator]) -> None:
         accumulator.finish(packed)
 
 
-def _before_step(optimizer: Optimizer, *_: Any) -> None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if any(callable(given) for given in (*args[1:], kwargs.get("closure"))):
+        return  # which may run the last backward of this step, as Lightning's does
     for accumulator in _live:
         if accumulator.rows and _is_of_deepspeed(accumulator.parameter):
             raise TractError(
