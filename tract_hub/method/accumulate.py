@@ -150,7 +150,9 @@ def join(accumulator: Accumulator) -> None:
             f"scope='global' in one of {started} processes (WORLD_SIZE), but torch.distributed has "
             "no process group: call torch.distributed.init_process_group or pass scope='local'"
         )
-    _live.add(accumulator)
+    if accumulator not in _live:
+        _live.add(accumulator)
+        weakref.finalize(accumulator, _remove_idle_hooks)
     if not _hooks:
         _hooks.append(register_optimizer_step_pre_hook(_before_step))
         _hooks.append(register_optimizer_step_post_hook(_after_step))
@@ -180,9 +182,11 @@ def finish_step(accumulators: Iterable[Accumulator]) -> None:
         accumulator.finish(packed)
 
 
-def _before_step(optimizer: Optimizer, *_: Any) -> None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     held = _held_by(optimizer)
-    finish_step(held)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:  # else the last backward of the step is yet to run, in the closure
+        finish_step(held)
     for accumulator in held:
         accumulator.note_parameter()
 
@@ -197,7 +201,6 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
                 "after that backward (in Lightning, in on_before_optimizer_step), or pass "
                 "scope='local'"
             )
-    _remove_idle_hooks()
 
 
 def _held_by(optimizer: Optimizer) -> list[Accumulator]:
@@ -206,6 +209,7 @@ def _held_by(optimizer: Optimizer) -> list[Accumulator]:
 
 
 def _remove_idle_hooks() -> None:
-    if not _live:
+    # Not from within a step: torch goes through its table of hooks then.
+    if next(iter(_live), None) is None:
         while _hooks:
             _hooks.pop().remove()
