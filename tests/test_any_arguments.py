@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tract_hub
-from tract_hub.commands.compare import _lams, _model_args, _numbers
-from tract_hub.errors import SettingsError, TractError
-from tract_hub.studies.compare.recipes import build_settings
+from tract_hub.errors import TractError
 
 EXAMPLES = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -60,7 +57,20 @@ def own_stem() -> tract_hub.Stem:
 
 NUMBERS = [True, 0, -1, 0.1, 10**400, float("nan"), float("inf"), 1e-320, 1e308, 1j]
 NUMBERS += [Fraction(1, 10), np.float32(0.1), np.float64(0.1), np.array([1.0, 2.0])]
-NAMES = ["", "x", ".", "conv", "conv.", "conv.weight", "norm", "head", "local", "global", b"conv"]
+NAMES = [
+    "",
+    "x",
+    ".",
+    "conv",
+    "conv.",
+    "conv.weight",
+    "norm",
+    "head",
+    "local",
+    "global",
+    "relative",
+    b"conv",
+]
 OBJECTS = [None, object(), Awkward(), Net, nn.Conv2d(3, 4, 3), torch.tensor(0.1), torch.zeros(2)]
 IMAGES = [
     torch.zeros(2, 3, 8, 8),
@@ -130,7 +140,7 @@ def said_or_done(model: nn.Module):
             assert everything_about(model) == before
 
 
-KEYWORDS = ["lam", "stems", "scope", "example_inputs"]
+KEYWORDS = ["lam", "stems", "scope", "damping", "pixels", "example_inputs"]
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -163,38 +173,6 @@ def test_what_is_no_model(function: Callable[..., Any], value: Any) -> None:
         function(value)
 
 
-@given(keyword=st.sampled_from(["lam", "scope"]), value=anything)
-@EXAMPLES
-def test_config_and_callback(keyword: str, value: Any) -> None:
-    for function in (tract_hub.TractConfig, tract_hub.TractCallback):
-        with said_or_done(nn.Identity()):
-            function(**{keyword: value})
-
-
-@cache
-def arguments() -> Any:
-    from transformers import TrainingArguments
-
-    return TrainingArguments(output_dir=tempfile.gettempdir(), use_cpu=True, report_to=[])
-
-
-OPTIMIZERS = ["sgd", "adam", (), ("sgd", {}), torch.optim.SGD, (torch.optim.SGD, {})]
-OPTIMIZERS += [(torch.optim.SGD, {"slope": 1}), (torch.optim.SGD, {"momentum": -1}), (int, {})]
-OPTIMIZERS += [(torch.optim.Adam, {"betas": 3}), (torch.optim.SGD, None)]
-FACTORY = [*KEYWORDS, "args", "stem_lr", "stem_weight_decay", "stem_optimizer"]
-
-
-@given(keyword=st.sampled_from(FACTORY), value=anything | st.sampled_from(OPTIMIZERS))
-@EXAMPLES
-def test_optimizer_factory(keyword: str, value: Any) -> None:
-    model = Net()
-    with said_or_done(model):
-        given = {"args": arguments()} | {keyword: value}
-        cls, rest = tract_hub.optimizer_factory(**given)
-        cls()(model, **rest)
-        assert tract_hub.status(model)
-
-
 def test_stems_that_can_be_read_only_once_are_refused() -> None:
     with pytest.raises(TypeError, match="must be a list"):
         tract_hub.enable(Net(), stems=iter(["conv"]))
@@ -208,41 +186,3 @@ def test_a_stem_that_the_model_does_not_have_is_refused_before_anything(stem) ->
     with said_or_done(model), pytest.raises(tract_hub.StemNotFoundError, match="locate"):
         tract_hub.enable(model, stems=[own_stem(), stem])
     assert not tract_hub.status(model)
-
-
-def test_a_warning_that_is_an_error_comes_before_the_change() -> None:
-    model = tract_hub.enable(Net(), lam=0.1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(tract_hub.TractWarning):
-            tract_hub.enable(model, lam=0.2, scope="global")
-    assert [(state.lam, state.scope) for state in tract_hub.status(model)] == [(0.1, "local")]
-
-
-words = st.text("0123456789.,-+e_=[]{}()'\"aλ² \x00", max_size=12) | st.sampled_from(
-    ["0-99999999999999", "x={[]:1}", "x=" + "(" * 5000, "x={1}", "x=b''", "1e999", "x=1e999", "-"]
-)
-
-
-@pytest.mark.parametrize("parse", [partial(_numbers, "--seeds"), _lams, _model_args])
-@given(texts=st.lists(words, max_size=3))
-@EXAMPLES
-def test_lists_on_the_command_line(parse: Callable[[list[str]], Any], texts: list[str]) -> None:
-    with contextlib.suppress(SettingsError):
-        parse(texts)
-
-
-WHOLE = "epochs batch_size image_size max_train max_test threads workers channels".split()
-FRACTIONAL = "lr momentum weight_decay warmup_epochs label_smoothing".split()
-whole = st.integers() | st.sampled_from([10**400, 2**31, 2**63])
-fractional = st.floats() | st.sampled_from([1e38, 1e39, 1e308])
-
-
-@given(
-    st.tuples(st.sampled_from(WHOLE), whole) | st.tuples(st.sampled_from(FRACTIONAL), fractional)
-)
-@EXAMPLES
-def test_numbers_on_the_command_line(option: tuple[str, float]) -> None:
-    with contextlib.suppress(SettingsError):
-        build_settings("digits-vit", dict([option]))
-        assert abs(option[1]) < 3.5e38

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-import tract_hub
-
 ROOT = Path(__file__).parent.parent
 NOT_NEEDED = (
     "timm",
@@ -68,9 +66,3 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
     printed = fresh(HELP, *command.split())
     assert f"tract-hub {command}" in printed
     assert printed.splitlines()[-1] == "False"
-
-
-@pytest.mark.parametrize("name", tract_hub.__all__)
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(tract_hub, name).__name__ == name
-    assert name in dir(tract_hub)

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import nn
 
@@ -83,6 +83,7 @@ def enable(
     damping: Damping = "absolute",
     pixels: Sequence[str] | None = None,
     example_inputs: Any = None,
+    **unknown: NoReturn,
 ) -> Model:
     """Give the first layers of a model the exact TrAct gradient.
 
@@ -104,6 +105,7 @@ def enable(
             input, which does not depend on the units of the pixels.
         pixels: names of the forward's inputs that are images, where they cannot be told.
         example_inputs: inputs to follow the pixels with, see ``locate``.
+        **unknown: none; refused with the names above.
 
     Returns:
         The same object.
@@ -118,6 +120,11 @@ def enable(
 
     """
     _check_module("enable", model)
+    for name in unknown:  # torch_tract calls λ `l`
+        raise TypeError(
+            f"enable has no argument {name!r}; it takes lam (λ, such as lam=0.1), stems, scope, "
+            "damping, pixels and example_inputs"
+        )
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
     found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
     settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]

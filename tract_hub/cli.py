@@ -8,13 +8,20 @@ import sys
 from typing import Any, NoReturn
 
 from tract_hub.errors import TractError
+from tract_hub.names import did_you_mean
 
-ABOUT = "The exact TrAct gradient for the first layer of any vision model."
-# To add a command: a module of this name in tract_hub/commands with a function of this name; its
-# CONTEXT, where it has one, is click's.
-COMMANDS = ("inspect", "compare", "audit", "bench", "launch")
+ABOUT = """usage: tract-hub [--version] {compare,inspect,audit,bench} …
+
+  compare   train with and without TrAct: does it help, how much, how sure
+  inspect   the first layers of a model, and what TrAct costs there
+  audit     the first layers of every model of a zoo
+  bench     time and memory of a training step
+
+tract-hub COMMAND --help shows every option and its default."""
+COMMANDS = ("compare", "inspect", "audit", "bench")
+"""A module of this name in ``tract_hub.studies`` has a function of this name; its settings are the
+class of this name, with a capital, in ``tract_hub.studies.settings``."""
 RESUMED = ("compare", "audit")
-"""Commands that keep what is done, and go on from there."""
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -25,56 +32,43 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: instead of ``sys.argv[1:]``.
 
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(ABOUT)
+        sys.exit(0 if words else BAD_INPUT)
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"tract-hub {version('tract-hub')}")
+        sys.exit(0)
+    command = words[0]
+    if command not in COMMANDS:
+        _fail(f"there is no command {command!r}; {did_you_mean(command, COMMANDS)}")
     try:
-        app = _app()
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
-            raise
-        _fail("the tract-hub command needs more packages: pip install 'tract-hub[studies]'")
-    sys.exit(_run(app, sys.argv[1:] if arguments is None else arguments))
-
-
-def _app() -> Any:
-    import typer
-
-    app = typer.Typer(
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    # Without a callback, typer turns a single command into the whole program.
-    app.callback(help=ABOUT)(_callback)
-    for name in COMMANDS:
-        module = importlib.import_module(f"tract_hub.commands.{name}")
-        app.command(name, context_settings=getattr(module, "CONTEXT", None))(getattr(module, name))
-    return app
-
-
-def _callback() -> None:
-    """Do nothing before a command."""
-
-
-def _run(app: Any, arguments: list[str]) -> int:
-    try:
-        status = int(app(arguments, standalone_mode=False, prog_name="tract-hub") or 0)
+        settings = _settings(command, words[1:])
+        run = getattr(importlib.import_module(f"tract_hub.studies.{command}"), command)
+        run(settings)
     except TractError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tract_hub"):
             raise
-        _fail(f"this needs the package {error.name}: pip install 'tract-hub[studies]'")
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        if not error.format_message():  # no command: the help was printed
-            return BAD_INPUT
-        _fail(f"{error.format_message()} (tract-hub --help lists what there is)")
-    # typer turns Ctrl-C into this status.
-    if status == INTERRUPTED:
-        resumed = arguments[0] in RESUMED
-        hint = "; the same command again goes on from what is done" if resumed else ""
-        _fail(f"interrupted{hint}", status)
-    return status
+        _fail(f"this needs the package {error.name}: install tract-hub with its extra studies")
+    except KeyboardInterrupt:
+        again = "; the same command again goes on from there" if command in RESUMED else ""
+        _fail(f"interrupted{again}", INTERRUPTED)
+    sys.exit(0)
+
+
+def _settings(command: str, words: list[str]) -> Any:
+    """Return the settings of a command line; tyro says what is wrong with it, and exits by 2."""
+    import tyro
+
+    from tract_hub.studies import settings
+
+    kind = getattr(settings, command.capitalize())
+    start = {"default": settings.recipe_of(words)} if command == "compare" else {}
+    return tyro.cli(kind, prog=f"tract-hub {command}", args=words, use_underscores=False, **start)
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

@@ -88,27 +88,24 @@ def test_pixels_behind_a_trained_norm_are_noted() -> None:
     assert any("visual_prompter.pad_up" in note for note in stem.notes)
 
 
-def test_a_tower_followed_by_itself_is_noted() -> None:
-    config = transformers.Qwen2_5_VLConfig(
-        vision_config={"depth": 1}, text_config={"num_hidden_layers": 1}
-    )
-    with torch.device("meta"):
-        model = transformers.Qwen2_5_VLModel(config)
-    (stem,) = tract_hub.locate(model)
-    assert not stem.notes
-    model.language_model.norm = nn.Linear(3, 3)  # no text can pass
-    (stem,) = tract_hub.locate(model)
-    assert any("get_image_features" in note for note in stem.notes)
-
-
-def test_a_model_inside_is_followed_by_itself() -> None:
+def test_a_part_that_is_followed_alone_is_named() -> None:
+    (stem,) = tract_hub.locate(build(transformers.LlavaModel))
+    assert stem.reason.endswith("followed in get_image_features alone")
     model = build(transformers.VisionEncoderDecoderModel)
-    (stem,) = tract_hub.locate(model)
-    assert not stem.notes
+    assert "alone" not in tract_hub.locate(model)[0].reason
     model.decoder.lm_head = nn.Linear(3, 3)  # no text can pass
     (stem,) = tract_hub.locate(model)
     assert stem.weight_name == "encoder." + PATCHES
-    assert any("followed through encoder alone" in note for note in stem.notes)
+    assert stem.reason.endswith("followed in encoder alone")
+
+
+@pytest.mark.parametrize("settings", [{}, {"backbone_config": {"model_type": "rf_detr_dinov2"}}])
+def test_a_default_size_that_does_not_fit_the_windows(settings) -> None:
+    config = transformers.RfDetrConfig(**settings)
+    with torch.device("meta"):
+        model = transformers.RfDetrModel(config)
+    (stem,) = tract_hub.locate(model)
+    assert "projection.weight" in stem.weight_name
 
 
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model", "T5Model"])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tract_hub
-from tract_hub.adapters.tracing.skeleton import SMALL, meta_skeleton
+from tract_hub.locator.meta_copy import SMALL, meta_copy
 
 
 class Caching(nn.Module):
@@ -108,4 +108,4 @@ def test_no_memory_for_a_second_set_of_weights(name) -> None:
     with _LargestAllocation() as allocations:
         tract_hub.locate(model)
     assert allocations.largest <= SMALL
-    assert all(parameter.is_meta for parameter in meta_skeleton(model).parameters())
+    assert all(parameter.is_meta for parameter in meta_copy(model).parameters())

@@ -1,7 +1,5 @@
 """Modules of no zoo: rank, channels and size are found from what the layers want."""
 
-import threading
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,12 +94,6 @@ class NeverReads(nn.Module):
         return self.conv(self.picture)
 
 
-class Locked(nn.Conv2d):
-    def __init__(self):
-        super().__init__(3, 4, 3)
-        self.lock = threading.Lock()
-
-
 def clip_net():
     pooled = nn.Sequential(nn.Conv3d(3, 8, 3, 2, 1), nn.MaxPool3d(4), nn.Flatten())
     return nn.Sequential(*pooled, nn.Linear(8 * 2 * 10 * 10, 3))
@@ -169,7 +161,6 @@ def test_inputs_that_are_given(model, inputs) -> None:
         (nn.ReLU(), "StemNotFoundError", "ReLU.*stems="),
         (nn.LSTM(28, 10), "UnsupportedStemError", "LSTM.*stems="),
         (nn.LazyConv2d(3, 3), "ExampleInputError", "run one forward, then enable TrAct"),
-        (Locked(), "ExampleInputError", r"Locked cannot be copied .*lock.*stems="),
     ],
 )
 def test_refusals_say_what_reached_what_and_what_to_pass(model, error, message) -> None:
@@ -198,11 +189,11 @@ def standardise(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
 def test_a_hook_that_is_not_called_is_spoken_of(owner: str, says: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 2).double())
     handle = model.get_submodule(owner).register_forward_pre_hook(standardise)
-    expected = f"reads the pixels directly, or what {says} makes of them"
+    expected = f"reads the pixels of input directly, or what {says} makes of them"
     assert tract_hub.locate(model)[0].reason == expected
     assert tract_hub.locate(tract_hub.enable(model))[0].reason == expected
     handle.remove()
-    assert tract_hub.locate(model)[0].reason == "reads the pixels directly"
+    assert tract_hub.locate(model)[0].reason == "reads the pixels of input directly"
 
 
 def test_what_a_pre_hook_makes_of_the_pixels_is_the_layer_s_input() -> None:
@@ -216,36 +207,6 @@ def test_what_a_pre_hook_makes_of_the_pixels_is_the_layer_s_input() -> None:
         gradients.append(conv.weight.grad.clone())
     rows = layer_rows(conv, standardise(conv, (images,))[0])
     assert relative_error(gradients[1], closed_form(gradients[0], rows, 0.1)) < 1e-12
-
-
-class Tied(nn.Module):
-    """Decodes with the weight that it encodes with."""
-
-    def __init__(self, decode):
-        super().__init__()
-        self.encode, self.decode = nn.Linear(9, 9, bias=False), decode
-
-    def forward(self, x):
-        return self.decode(self.encode(x).relu(), self.encode.weight)
-
-
-@pytest.mark.parametrize(
-    "decode", [lambda h, w: F.linear(h, w.t()), torch.matmul, lambda h, w: torch.addmm(h, h, w)]
-)
-def test_a_weight_that_decodes_too_is_refused_whatever_applies_it(decode) -> None:
-    with pytest.raises(tract_hub.UnsupportedStemError, match="something else too"):
-        tract_hub.locate(Tied(decode))
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_scripted_layers_are_refused(inside: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    if inside:
-        model[0] = torch.jit.script(model[0])
-    else:
-        model = torch.jit.script(model)
-    with pytest.raises(tract_hub.UnsupportedStemError, match=r"'0.weight'.*convolution"):
-        tract_hub.locate(model)
 
 
 class OtherInTraining(nn.Module):

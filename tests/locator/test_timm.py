@@ -11,7 +11,7 @@ from timm.utils import reparameterize_model
 
 import tract_hub
 from tests.oracle import closed_form, relative_error
-from tract_hub.adapters.zoos.timm import declared_stems
+from tract_hub.locator.zoos.timm import declared_stems
 
 ONE_OF_EACH = {
     "beit_base_patch16_224": "patch_embed.proj",

@@ -125,6 +125,19 @@ class Graph:
         if tensor.grad_fn is not None:
             self._known[tensor.grad_fn] = flow
 
+    def put_call(self, output: Tensor, flow: Flow) -> None:
+        """Note what a function made, down to what was known of the tensors that it was given.
+
+        Its last node is not enough: where the output is a view that is written into, autograd goes
+        on from what it is a view of.
+        """
+        todo = [output.grad_fn]
+        while todo:
+            node: Any = todo.pop()
+            if node is not None and node not in self._known and not hasattr(node, "variable"):
+                self._known[node] = flow
+                todo += [child for child, _ in node.next_functions]
+
     def _of_leaf(self, tensor: Tensor) -> Flow:
         key = id(tensor)
         if key in self.leaves:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
-from tract_hub.locator.graph import Flow, Kind
+from tract_hub.locator.graph import Kind
 from tract_hub.locator.meta_copy import has_user_pre_hook
-from tract_hub.locator.search import Attempt, follow
+from tract_hub.locator.search import ADVICE, Attempt, follow, refuse_scripted
 from tract_hub.locator.trace import LayerCall, Trace
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.locator.zoos.examples import Example
 from tract_hub.locator.zoos.lookup import declared_stems
 from tract_hub.method.calls import Convolution, LinearCall
 from tract_hub.stem import Site, Stem
-
-_ADVICE = (
-    "name the layers to treat with stems=[…], or pass the inputs that its forward takes as "
-    "example_inputs=…, and which of them are images as pixels=(…)"
-)
 
 
 def locate(
@@ -106,6 +99,7 @@ def _first_layers(
         if not (layer.frozen and in_front):
             groups.setdefault(layer.parameters, []).append(layer)
     if not groups:
+        refuse_scripted(model)
         raise StemNotFoundError(_why_none(model, trace))
     for layers in groups.values():
         call = layers[0].call
@@ -114,18 +108,14 @@ def _first_layers(
             weight = _main_parameter(copied, layers[0])
             obstacle = obstacle or _untreated(model, weight, layers[0].operation)
             raise UnsupportedStemError(
-                f"{type(model).__name__}: {weight!r} reads the pixels, but {obstacle}; {_ADVICE}"
+                f"{type(model).__name__}: {weight!r} reads the pixels, but {obstacle}; {ADVICE}"
             )
         yield call, layers
 
 
 def _untreated(model: nn.Module, weight: str, operation: str) -> str:
     """Name the kind of module that a weight belongs to, in a user's words."""
-    parts = weight.split(".")
-    around = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-    if any(isinstance(module, torch.jit.ScriptModule) for module in around):
-        return "inside a torch.jit.script-ed module, which nothing can look into: enable it first"
-    kind = type(around[-1])
+    kind = type(model.get_submodule(_holder(weight)))
     name = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn") else kind.__name__
     return (
         f"in {name} (by {operation!r}), which TrAct does not treat: it treats Conv1d, Conv2d, "
@@ -137,8 +127,8 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
     name = type(model).__name__
     for layer in trace.layers:
         through = " → ".join(layer.flow.path)
-        return f"{name}: the pixels reach {layer.parameters[0]!r} only through {through}; {_ADVICE}"
-    return f"{name}: no layer with a weight reads the pixels; {_ADVICE}"
+        return f"{name}: the pixels reach {layer.parameters[0]!r} only through {through}; {ADVICE}"
+    return f"{name}: no layer with a weight reads the pixels; {ADVICE}"
 
 
 def _stem(
@@ -161,7 +151,6 @@ def _stem(
         notes=(
             *_notes(layers),
             *_left_out(attempt.trace, prefix),
-            *_part_note(attempt.example),
         ),
         reason=_reason(layers, attempt.example) + _hooks_in_words(model, copied, first),
     )
@@ -223,10 +212,18 @@ def _notes(layers: list[LayerCall]) -> Iterator[str]:
 def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
     """Name the layers that read the pixels too, and are no first layers."""
     first = {n for la in trace.layers if la.flow.kind is Kind.PIXELS for n in la.parameters}
-    ways = {Kind.MIXED: "joined with or moved by learnt features", Kind.NONLINEAR: "no longer linear"}
+    ways = {
+        Kind.MIXED: "joined with or moved by learnt features",
+        Kind.NONLINEAR: "no longer linear",
+    }
     for kind, way in ways.items():
-        layers = [la for la in trace.layers if la.flow.kind is kind and not la.flow.statistic]
-        names = {prefix + la.parameters[-1]: la.flow.path for la in layers if first.isdisjoint(la.parameters)}
+        names = {
+            prefix + layer.parameters[-1]: layer.flow.path
+            for layer in trace.layers
+            if layer.flow.kind is kind
+            and not (layer.flow.statistic or layer.flow.frozen)
+            and first.isdisjoint(layer.parameters)
+        }
         if names:
             path = " → ".join(next(iter(names.values()))[-3:])
             yield (
@@ -235,22 +232,14 @@ def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
             )
 
 
-def _part_note(example: Example) -> list[str]:
-    if example.method == "forward":
-        return []
-    methods = ", ".join(call.method for call in (example, *example.also))
-    return [
-        f"the forward could not be run on guessed inputs; the pixels were followed through "
-        f"{methods} alone: pass example_inputs=… to follow them through the whole"
-    ]
-
-
 def _reason(layers: list[LayerCall], example: Example) -> str:
     inputs = dict.fromkeys(name for layer in layers for name in layer.flow.inputs)
     path = layers[0].flow.path
     through = f"through {' → '.join(path)}" if path else "directly"
     skipped = f"; {', '.join(example.skipped)} not taken for pixels" if example.skipped else ""
-    return f"reads the pixels of {', '.join(inputs)} {through}{skipped}"
+    parts = [call.method for call in (example, *example.also) if call.method != "forward"]
+    alone = f", followed in {' and '.join(parts)} alone" if parts else ""
+    return f"reads the pixels of {', '.join(inputs)} {through}{alone}{skipped}"
 
 
 def _hooks_in_words(model: nn.Module, copied: nn.Module, layer: LayerCall) -> str:

@@ -154,7 +154,7 @@ class _Copier:
 
 def _copies_itself(module: nn.Module) -> bool:
     """Whether the class of a module has a state that is not in its attributes."""
-    return isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _ordinary_class(module: nn.Module) -> type[nn.Module]:
@@ -225,7 +225,11 @@ def _computes(hook: Any) -> bool:
 
 def has_user_hooks(model: nn.Module) -> bool:
     """Whether a copy leaves out forward hooks of the user."""
-    hooks = (h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    hooks = (
+        h
+        for m in model.modules()
+        for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    )
     return not all(_origin(hook).startswith(_LIBRARIES) for hook in hooks)
 
 

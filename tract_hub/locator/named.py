@@ -9,8 +9,8 @@ from operator import attrgetter
 
 from torch import nn
 
-from tract_hub.locator.unwrap import unwrap
 from tract_hub.errors import StemNotFoundError, UnsupportedStemError
+from tract_hub.locator.unwrap import unwrap
 from tract_hub.names import did_you_mean
 from tract_hub.stem import Site, Stem
 

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
-from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tract_hub.errors import ExampleInputError, first_line
+from tract_hub.errors import ExampleInputError, UnsupportedStemError, first_line
 from tract_hub.locator.graph import Kind
 from tract_hub.locator.meta_copy import has_user_hooks, meta_copy
 from tract_hub.locator.mismatch import Mismatch
 from tract_hub.locator.trace import Trace, follow_pixels
 from tract_hub.locator.zoos.examples import Example, given_example, inputs_of, marked
-from tract_hub.locator.zoos.lookup import examples_for, zoo_of
+from tract_hub.locator.zoos.lookup import examples_for, prepare, zoo_of
+
+ADVICE = (
+    "name the layers to treat with stems=[…], or pass the inputs that its forward takes as "
+    "example_inputs=…, and which of them are images as pixels=(…)"
+)
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -41,7 +47,7 @@ class Attempt:
 
     def again(self) -> None:
         """Run the same forward once more."""
-        _Runner(self.copied, self.copied).run(self.example)
+        _Runner(self.copied, self.copied, []).run(self.example)
 
 
 def follow(
@@ -56,15 +62,15 @@ def follow(
 
     Raises:
         ExampleInputError: no forward came to its end.
+        UnsupportedStemError: nor could it, for a part of the model is scripted.
 
     """
     guess = example_inputs is None
     failures: list[Trace] = []
-    for user_hooks in (False, True):
-        runner = _Runner(model, meta_copy(model, user_hooks))
-        examples = _examples(model, example_inputs, pixels)
+    for user_hooks in (False, True) if has_user_hooks(model) else (False,):
+        runner = _Runner.on(model, user_hooks)
         unused: Attempt | None = None
-        for example in examples:
+        for example in _examples(model, example_inputs, pixels):
             attempt = runner.varied(example) if guess else runner.run(example)
             if attempt.trace.ended is not None:
                 failures.append(attempt.trace)
@@ -74,40 +80,50 @@ def follow(
                 unused = unused or attempt
         if unused:
             return unused
-        if not has_user_hooks(model):
-            break
+    refuse_scripted(model)
     raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Runner:
     """Runs a copy of a model on examples.
 
     Attributes:
         model: the model itself.
         copied: its ``meta_copy``.
+        live: its parameters and buffers.
         traces: what each call showed: several examples may share one.
+        fails_alike: whether a forward failed in both modes.
 
     """
 
     model: nn.Module
     copied: nn.Module
-    traces: dict[int, tuple[Example, Trace]] = field(default_factory=dict)
+    live: list[Tensor]
+    traces: dict[tuple[int, bool], tuple[Example, Trace]] = field(default_factory=dict)
+    fails_alike: bool = False
+
+    @classmethod
+    def on(cls, model: nn.Module, user_hooks: bool) -> _Runner:
+        copied = meta_copy(model, user_hooks)
+        prepare(model, copied)
+        return cls(model, copied, [*model.parameters(), *model.buffers()])
 
     def run(self, example: Example) -> Attempt:
         """Run one example: in training mode, in which TrAct acts, else in eval mode.
 
         In eval mode a forward needs no labels, and takes a batch of one.
         """
-        for training in (True, False):
-            for module in self.copied.modules():
-                module.training = training
-            whole = Trace()
-            for call in (example, *example.also):
-                whole.add(self._trace(call, training))
-            if whole.ended is None or whole.mismatch is not None:
-                break
-        return Attempt(self.copied, example, whole)
+        trained = None if self.fails_alike else self._run(example, training=True)
+        if trained and (trained.trace.ended is None or trained.trace.mismatch is not None):
+            return trained
+        attempt = self._run(example, training=False)
+        if attempt.trace.ended is not None:
+            self.fails_alike = True  # it is not for the mode: first find inputs that fit
+        elif trained is None:
+            trained = self._run(example, training=True)
+            return trained if trained.trace.ended is None else attempt
+        return attempt
 
     def varied(self, example: Example) -> Attempt:
         """Run on these inputs, and then on other shapes of them, as each failure proposes."""
@@ -120,20 +136,23 @@ class _Runner:
             attempt = self.run(proposed)
         return attempt
 
+    def _run(self, example: Example, training: bool) -> Attempt:
+        for module in self.copied.modules():
+            module.training = training
+        whole = Trace()
+        for call in (example, *example.also):
+            whole.add(self._trace(call, training))
+            if whole.ended is not None:
+                break
+        return Attempt(self.copied, example, whole)
+
     def _trace(self, call: Example, training: bool) -> Trace:
-        key = hash((id(call.kwargs) if call.kwargs else id(call), training))
+        key = id(call.kwargs) if call.kwargs else id(call), training
         if key not in self.traces:  # keeps the call too: its id must not be used again
-            function = attrgetter(call.method)(self.copied)
-            parameters = self.model.named_parameters()
-            trace = follow_pixels(
-                self.copied,
-                call.args,
-                call.kwargs,
-                {i.name: i.tensor for i in inputs_of(function, call) if any(i.tensor is p for p in call.pixels)},
-                frozenset(name for name, p in parameters if not p.requires_grad),
-                [*self.model.parameters(), *self.model.buffers()],
-                call.method,
-            )
+            function = attrgetter(call.method)(self.model)
+            pixels = {i.name: i.tensor for i in inputs_of(function, call) if i.is_in(call.pixels)}
+            frozen = frozenset(n for n, p in self.model.named_parameters() if not p.requires_grad)
+            trace = follow_pixels(self.copied, call, pixels, frozen, self.live)
             self.traces[key] = call, trace
         return self.traces[key][1]
 
@@ -145,9 +164,34 @@ def _examples(
         own_names = getattr(zoo_of(model), "PIXELS", None)
         yield given_example(model, example_inputs, pixels, own_names)
         return
+    unknown: ExampleInputError | None = None
     for example in examples_for(model):
-        function = attrgetter(example.method)(model)
-        yield marked(inputs_of(function, example), example, pixels) if pixels else example
+        if pixels is not None:
+            try:
+                example = marked(
+                    inputs_of(attrgetter(example.method)(model), example), example, pixels
+                )
+            except ExampleInputError as error:  # another way to call the model may have them
+                unknown = unknown or error
+                continue
+        yield example
+    if unknown:
+        raise unknown
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Say where nothing was found since a module is scripted: its calls cannot be seen.
+
+    Raises:
+        UnsupportedStemError: there is such a module.
+
+    """
+    scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise UnsupportedStemError(
+            f"{type(model).__name__}: {scripted[0] or 'it'} is torch.jit.script-ed, so nothing can "
+            f"look into it: call enable before scripting; or {ADVICE}"
+        )
 
 
 def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:
@@ -156,15 +200,12 @@ def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:
         if trace.looked_up:
             return (
                 f"{name} looks its input up in {trace.looked_up!r}, so it takes indices, not "
-                "pixels: pass the inputs that hold pixels as example_inputs=…"
+                f"pixels: {ADVICE}"
             )
     error = failures[0].ended
     message = first_line(error) if error else ""
     inputs = "the inputs guessed for it" if guess else "the example_inputs given"
-    return (
-        f"{name} could not be run on {inputs} ({message}): pass example_inputs=… as its forward "
-        "takes them, or name its first layers with stems=[…]"
-    )
+    return f"{name} could not be run on {inputs} ({message}): {ADVICE}"
 
 
 ATTEMPTS = 16

@@ -19,6 +19,7 @@ from tract_hub.locator.draws import own_draws
 from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
 from tract_hub.locator.mismatch import Mismatch, mismatch_of
 from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
+from tract_hub.locator.zoos.examples import Example
 from tract_hub.method.calls import LinearCall, read_call
 
 
@@ -75,29 +76,25 @@ class Trace:
 
 def follow_pixels(
     copied: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    example: Example,
     pixels: Mapping[str, Tensor],
     frozen: frozenset[str] = frozenset(),
     live: Iterable[Tensor] = (),
-    method: str = "forward",
 ) -> Trace:
     """Run a copy of a model once and record every layer that the pixels reach.
 
     Args:
         copied: a model on the meta device, see ``meta_copy``.
-        args: positional inputs of its forward, on the meta device or small and real.
-        kwargs: its named inputs.
+        example: the inputs, on the meta device or small and real, and what to call.
         pixels: those of the inputs that are pixels, by name.
         frozen: names of the parameters that are constants.
         live: tensors that must not be touched; a forward that does is ended.
-        method: what to call instead of the forward: a method, or a module inside, by its path.
 
     """
     trace = Trace()
-    call = copied if method == "forward" else attrgetter(method)(copied)
-    leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in pixels.values()}
-    names = {id(parameter): name for name, parameter in copied.named_parameters()}
+    leaves = {id(tensor): _leaf(tensor) for tensor in pixels.values()}
+    parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
+    names = {id(parameter): name for name, parameter in parameters.items()}
     running = _Running(copied)
     graph = Graph(
         leaves={id(leaves[id(tensor)]): name for name, tensor in pixels.items()},
@@ -105,19 +102,30 @@ def follow_pixels(
         trainable=frozenset(names.values()) - frozen,
         unknown_layer=lambda *layer: trace.layers.append(_unknown(*layer)),
     )
-    # A forward may write into its input, which autograd allows in a copy of a leaf alone.
-    args, kwargs = tree_map_only(
-        Tensor, lambda t: leaves[id(t)].clone() if id(t) in leaves else t, (args, dict(kwargs))
-    )
+    call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
         with torch.inference_mode(False), torch.enable_grad(), own_draws(copied), running:
-            with _Layers(trace, graph, running), MetaAnswers(live):
+            # A forward may write into its input, which autograd allows in a copy of a leaf alone.
+            inputs = {key: leaf.clone() for key, leaf in leaves.items()}
+            args, kwargs = tree_map_only(
+                Tensor,
+                lambda tensor: inputs.get(id(tensor), tensor),
+                (example.args, dict(example.kwargs)),
+            )
+            images = {id(inputs[id(t)]) for t in pixels.values() if t.dtype == torch.uint8}
+            with _Layers(trace, graph, running, images), MetaAnswers(live):
                 output = call(*args, **kwargs)
             for tensor in tensors_in(output):
                 graph.flow(tensor)  # layers that nothing behind them showed
-    except Exception as error:
+    except Exception as error:  # whatever a model raises on inputs that do not fit
         trace.ended = error
     return trace
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """Pixels that autograd follows, which it would not do with bytes."""
+    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+    return torch.empty_like(tensor, dtype=dtype).requires_grad_()
 
 
 def _unknown(operation: str, flow: Flow, parameters: frozenset[str]) -> LayerCall:
@@ -166,11 +174,14 @@ class _Running:
 class _Layers(TorchFunctionMode):
     """Records the calls of layers, as torch functions with all their arguments."""
 
-    def __init__(self, trace: Trace, graph: Graph, running: _Running) -> None:
+    def __init__(
+        self, trace: Trace, graph: Graph, running: _Running, byte_images: set[int]
+    ) -> None:
         super().__init__()
         self.trace = trace
         self.graph = graph
         self.running = running
+        self.byte_images = byte_images  # ``id`` of the inputs that pass for uint8
         self.cut: dict[int, Tensor] = {}  # made of pixels, and known to autograd no more
 
     def __torch_function__(
@@ -194,7 +205,7 @@ class _Layers(TorchFunctionMode):
             self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
             raise
         if after is not None:
-            self.graph.put(output, after)
+            self.graph.put_call(output, after)
         else:
             self._note(getattr(func, "__name__", ""), args, kwargs, output)
         return output
@@ -203,10 +214,13 @@ class _Layers(TorchFunctionMode):
         """Call a function; what comes from the pixels is remembered under ``no_grad`` too."""
         if torch.is_grad_enabled():
             self.running.user_grad = True
-        elif any(self._kind_of(tensor) for tensor in tensors_in((args, kwargs))):
-            with torch.enable_grad():
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+        else:
+            of_pixels = any(self._kind_of(tensor) for tensor in tensors_in((args, kwargs)))
+            with torch.set_grad_enabled(of_pixels):
+                output = func(*args, **kwargs)
+        cast = id(output) in self.byte_images  # a cast to fractions, which is none here
+        return output.clone() if cast else output
 
     def _kind_of(self, tensor: Tensor) -> Kind | None:
         return self.graph.flow(tensor).kind
@@ -238,7 +252,9 @@ class _Layers(TorchFunctionMode):
     def _obstacle(self, weight: Flow) -> str | None:
         if self.running.in_function():
             # Its backward is its own, unless it calls the layer's module, as a checkpoint does.
-            around = [inside for module, inside in self.running.stack if self._holds(module, weight)]
+            around = [
+                inside for module, inside in self.running.stack if self._holds(module, weight)
+            ]
             if not (around and around[-1]):
                 return "it is applied in an autograd function with a backward of its own"
         return None
@@ -324,6 +340,14 @@ def _embedding(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[s
     return func(*args, **kwargs)
 
 
+def _dtype(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return torch.uint8 if id(args[0]) in layers.byte_images else func(*args)
+
+
+def _is_fractional(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    return id(args[0]) not in layers.byte_images and func(*args)
+
+
 def _byte(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pixels made bytes, as images are kept, are only rounded."""
     to_bytes = func is torch.Tensor.byte or torch.uint8 in (*args[1:], kwargs.get("dtype"))
@@ -336,6 +360,9 @@ _ANSWERS: dict[Callable[..., Any], Answer] = {
     torch.Tensor.device.__get__: _on_cpu,  # type: ignore[attr-defined]
     # What torch.no_grad calls; is_grad_enabled does not tell who turned gradients off.
     torch._C._set_grad_enabled: _set_grad,
+    torch.Tensor.dtype.__get__: _dtype,  # type: ignore[attr-defined]
+    torch.Tensor.is_floating_point: _is_fractional,
+    torch.is_floating_point: _is_fractional,
     torch.Tensor.tolist: _tolist,
     torch.tensor: _from_data,
     torch.as_tensor: _from_data,

@@ -228,20 +228,23 @@ class StemForward(StandIn):
 
         """
         weight = call.weight
+        if not torch.is_grad_enabled():  # in an autograd function with a backward of its own
+            self._last = ""
+            return func(*args, **kwargs)
         if not (weight.requires_grad or in_transform()):
             return func(*args, **kwargs)
         self._refuse(call)
         # DisableTorchFunction: modes of outer modules must not take a gate for part of the weight.
         # There is no public way to leave all modes; those of a user see `func` itself below.
         with torch._C.DisableTorchFunction():
-            use = use_of(call, self.settings, self._observe)
+            use = use_of(call, self.settings, None if "scale" in self._warned else self._observe)
             transposed = call.name == "matmul"  # (n, out); its transpose is laid out as a Linear's
             laid_out = weight.mT if transposed else weight
             by_output = self.accumulator is None and suits_output_gate(call)
             if by_output:
                 gated = weight.detach()
             elif self.accumulator is not None:
-                gated = _accumulate(laid_out, call, use, self.accumulator)
+                gated = self._accumulate(laid_out, call, use, self.accumulator)
             else:
                 gated = gate_weight(laid_out, call, use)
             if transposed and not by_output:
@@ -291,12 +294,14 @@ class StemForward(StandIn):
             )
 
     def _observe(self, mean_square: Tensor) -> None:
-        """Look at the input's scale, where λ depends on it."""
+        """Look once at the input's scale, on which an absolute λ depends."""
         low, high = STANDARDISED
-        if self.settings.damping == "relative" or "scale" in self._warned:
-            return
         seen = mean_square[mean_square.isfinite() & (mean_square > 0)]
-        if bool(((seen < low) | (seen > high)).any()):
+        if self.settings.damping == "relative" or "scale" in self._warned or not len(seen):
+            return
+        if not bool(((seen < low) | (seen > high)).any()):
+            self._warned.add("scale")
+        else:
             self._warn_once(
                 "scale",
                 f"the input of {self.weight_name!r} has a mean square of "
@@ -346,6 +351,8 @@ class StemForward(StandIn):
         self._warned: set[str] = set()
         self._watched: dict[int, tuple[Any, Any]] = {}
         self._accumulator: Accumulator | None = None
+        if self.settings.scope == "global":  # not as a decorator: it imports the whole compiler
+            self._accumulate: Any = torch.compiler.disable(_accumulate, reason=_NOT_COMPILED)
         if self.settings.scope == "global" and self.first is None:
             self._accumulator = Accumulator(
                 self.module, self.parameters[0], self.weight_name, self.features, self.settings
@@ -466,10 +473,6 @@ def stand_ins(module: nn.Module) -> Iterator[StandIn]:
                 )
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator]
-    reason="TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
-    "compile other parts of the model, or pass scope='local'"
-)
 def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumulator) -> Tensor:
     """Return a weight whose backward counts the rows of the step."""
     if in_transform():
@@ -514,7 +517,6 @@ def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     return wrapped and not stem.frozen
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # run as it is traced
 def _warn_of_replacement(name: str) -> None:
     warnings.warn(
         f"the layer of {name!r} was replaced or wrapped after tract_hub.enable, and trains with "
@@ -523,6 +525,15 @@ def _warn_of_replacement(name: str) -> None:
         stacklevel=3,
     )
 
+
+# Run while a graph is made, not in it. torch.compiler.assume_constant_result sets this and no more,
+# but imports the whole compiler, which takes longer than all the rest of this package.
+_warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+_NOT_COMPILED = (
+    "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "
+    "compile other parts of the model, or pass scope='local'"
+)
 
 _INLINED = (
     "torch.fx copies the forward of {0!r} without TrAct: call tract_hub.enable on the model that "

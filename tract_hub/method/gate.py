@@ -123,7 +123,7 @@ GATES = tuple(f"{gate.__name__}Backward" for gate in (WeightGate, EagerWeightGat
 """Names of these gates in autograd's graph: what lies behind one is corrected already."""
 
 
-def use_of(call: LinearCall, settings: Settings, observe: Observer) -> Use:
+def use_of(call: LinearCall, settings: Settings, observe: Observer | None) -> Use:
     """Note what a backward has to know of a call."""
     kind = call.input.device.type
     casts = call.input.dtype != torch.float64 and torch.is_autocast_enabled(kind)

@@ -1,1 +1,1 @@
-"""Studies that measure what TrAct does; their libraries come with ``tract-hub[studies]``."""
+"""Studies of TrAct: does it help (compare), what it costs (bench, inspect), what it finds (audit)."""

@@ -1,163 +1,125 @@
-"""Say what the first layers of a model are, and what TrAct would cost there."""
+"""``tract-hub inspect``: the first layers of a model, and what TrAct adds to a training step."""
 
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tract_hub.locator.locate import locate, stems_of
+import tract_hub
 from tract_hub.locator.search import follow
-from tract_hub.locator.trace import Trace
-from tract_hub.method.count import gram_operations, solve_operations
-from tract_hub.stem import Stem
-from tract_hub.studies.models.named import model_named
+from tract_hub.errors import TractWarning
+from tract_hub.method.calls import LinearCall
+from tract_hub.studies.models import build_model, build_without_weights
+from tract_hub.studies.settings import Inspect
 
-FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP")
-BYTES = ("B", "KiB", "MiB", "GiB")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What TrAct adds to one training step.
-
-    Attributes:
-        flops: of the Gram matrix, its factor and the two triangular solves.
-        share: of the ordinary step's FLOPs, taken as three forwards.
-        bytes: of the Gram matrix and its factor, in float64.
-
-    """
-
-    flops: int
-    share: float
-    bytes: int
+FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP")
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What there is to say about a model.
-
-    Attributes:
-        stems: its first layers.
-        costs: of each of them.
-        inputs: shapes of the pixels that the FLOPs are for.
-        warnings: what a user should know.
-
-    """
-
-    stems: tuple[Stem, ...]
-    costs: tuple[Cost, ...]
-    inputs: tuple[tuple[int, ...], ...]
-    warnings: tuple[str, ...]
-
-
-def inspect(model: str, as_json: bool) -> None:
-    """Print what ``inspect_model`` says about the model of a name, in words or as JSON."""
-    found = inspect_model(model_named(model))
-    if as_json:
-        print(json.dumps({"model": model, **as_data(found)}, indent=2, ensure_ascii=False))
-        return
-    print("\n".join(_lines(model, found)))
-
-
-def inspect_model(model: nn.Module) -> Inspection:
-    """Locate the first layers of a model and count what TrAct would add to its training step.
+def inspect(settings: Inspect) -> None:
+    """Print what ``inspect_model`` says of the model of a name.
 
     Raises:
-        TractError: there is none that can be treated exactly.
+        TractError: there is no such model, or no first layer that can be treated exactly.
+
+    """
+    model = build_without_weights(lambda: build_model(settings.model))
+    found = {"model": settings.model, **inspect_model(model, settings.batch_size)}
+    if settings.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    shapes = ", ".join("×".join(map(str, shape[1:])) for shape in found["inputs"])
+    print(f"First layers of {settings.model}, input {shapes}")
+    for layer in found["first_layers"]:
+        print(
+            f"\n{layer['description']}\n  TrAct adds at most {in_units(layer['flops'])} to a "
+            f"training step of {settings.batch_size} inputs: {100 * layer['share']:.2g} %"
+        )
+    for warning in found["warnings"]:
+        print(f"\nWarning: {warning}")
+
+
+def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
+    """Locate the first layers of a model, and count what TrAct adds to a training step.
+
+    Args:
+        model: any that ``locate`` takes.
+        batch: inputs in a step.
+
+    Returns:
+        Plain data: the shapes of the ``inputs``; for each of the ``first_layers`` its names, its
+        features, the ``flops`` that TrAct adds and their ``share`` of the ordinary step (three
+        forwards); and ``warnings``.
+
+    Raises:
+        TractError: there is no first layer that can be treated exactly.
+
+    Example:
+        >>> inspect_model(timm.create_model("resnet50"))["first_layers"][0]["weight"]
+        'conv1.weight'
 
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stems = locate(model)
-    said = [str(w.message) for w in caught if w.category.__name__ == "TractWarning"]
-    said += [f"{stem.weight_name}: {note}" for stem in stems for note in stem.notes]
+        stems = tract_hub.locate(model)
+    said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
     attempt = follow(model)
     with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
         attempt.again()
-    step = 3 * counter.get_total_flops()
-    shapes = tuple(tuple(pixels.shape) for pixels in attempt.example.pixels)
-    plain = stems_of(model, attempt)
-    costs = tuple(_cost(stem.weight_name, attempt.trace, step) for stem in plain)
-    return Inspection(stems, costs, shapes, tuple(said))
-
-
-def _cost(weight_name: str, trace: Trace, step: int) -> Cost:
-    """Count a Gram matrix for each use of the weight, and one solve."""
-    calls = [c.call for c in trace.layers if c.call and weight_name in c.parameters]
-    flops = sum(map(gram_operations, calls)) + solve_operations(calls[0])
-    matrix = calls[0].groups * calls[0].in_features ** 2
-    return Cost(flops, flops / step if step else 0.0, 2 * 8 * matrix)
-
-
-def as_data(found: Inspection) -> dict[str, Any]:
-    """Return an inspection as plain data, for JSON."""
+    shapes = [list(pixels.shape) for pixels in attempt.example.pixels]
+    inputs = batch / shapes[0][0]
+    step = 3 * counter.get_total_flops() * inputs
     layers = []
-    for stem, cost in zip(found.stems, found.costs, strict=True):
-        layer = {
-            "weight": stem.weight_name,
-            "module": stem.module_name,
-            "class": type(stem.module).__name__,
-            "operation": stem.operation,
-            "geometry": stem.geometry,
-            "in_features": stem.in_features,
-            "path": list(stem.path),
-            "derived": stem.derived,
-            "uses": stem.uses,
-            "reason": stem.reason,
-            "cost": asdict(cost),
-        }
-        layers.append(layer)
-    return {
-        "first_layers": layers,
-        "inputs": [list(shape) for shape in found.inputs],
-        "warnings": list(found.warnings),
-    }
-
-
-def _lines(name: str, found: Inspection) -> Iterator[str]:
-    shapes = ", ".join("×".join(map(str, shape)) for shape in found.inputs)
-    yield f"First layers of {name}, input {shapes}"
-    for stem, cost in zip(found.stems, found.costs, strict=True):
-        yield ""
-        yield stem.weight_name
-        yield f"  layer   {_in_words(stem)}; {stem.in_features} input features"
-        yield f"  pixels  reach it {_shortened(stem.path)}"
-        flops, share = _scaled(cost.flops, 1000, FLOPS), f"{100 * cost.share:.2g} %"
-        yield (
-            f"  TrAct   adds {flops} to a training step on this input ({share}); "
-            f"its matrices take {_scaled(cost.bytes, 1024, BYTES)}"
+    for stem in stems:
+        calls = [
+            layer.call
+            for layer in attempt.trace.layers
+            if layer.call and stem.weight_name in layer.parameters
+        ]
+        flops = sum(added_flops(call, inputs) for call in calls)
+        layers.append(
+            {
+                "weight": stem.weight_name,
+                "module": stem.module_name,
+                "in_features": stem.in_features,
+                "description": str(stem),
+                "flops": round(flops),
+                "share": flops / step if step else 0.0,
+            }
         )
-    for warning in found.warnings:
-        yield f"\nWarning: {warning}"
+        said += [f"{stem.weight_name}: {note}" for note in stem.notes]
+    return {"batch_size": batch, "inputs": shapes, "first_layers": layers, "warnings": said}
 
 
-def _in_words(stem: Stem) -> str:
-    kind = type(stem.module).__name__
-    if kind.lower() != stem.operation:
-        kind += f" ({stem.operation})"
-    words = f"{kind} {stem.geometry}".rstrip()
-    if stem.derived:
-        words += ", derived weight"
-    return words if stem.uses == 1 else f"{words}, used {stem.uses} times"
+def added_flops(call: LinearCall, inputs: float) -> float:
+    """Count what TrAct adds to one call: at most, as overlapping patches share products.
+
+    With R rows of n features and m outputs: R n k for the Gram matrix of k = min(R, n) sides
+    (half of its products, by symmetry), k³ / 3 for its factor, 2 n k m to solve with it.
+
+    Args:
+        call: of the first layer, in a traced forward.
+        inputs: how many times the traced batch a step has.
+
+    """
+    outputs = call.weight.shape[1] if call.name == "matmul" else call.weight.shape[0]
+    rows, geometry = call.input.shape[:-1].numel(), call.convolution
+    if geometry is not None:
+        dims = len(geometry.kernel)
+        rows = call.input.shape[0] if call.input.ndim == dims + 2 else 1
+        for axis, size in enumerate(call.input.shape[-dims:]):
+            reach = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1
+            rows *= (size + sum(geometry.padding[axis]) - reach) // geometry.stride[axis] + 1
+    groups, n, m = call.groups, call.in_features, outputs / call.groups
+    k = min(rows * inputs, n)
+    return groups * (rows * inputs * n * k + k**3 / 3 + 2 * n * k * m)
 
 
-def _shortened(path: tuple[str, ...], most: int = 8) -> str:
-    if len(path) > most:
-        path = (*path[: most // 2], f"… {len(path) - most} more …", *path[-most // 2 :])
-    return f"through {' → '.join(path)}" if path else "directly"
-
-
-def _scaled(count: float, base: int, units: tuple[str, ...]) -> str:
-    """Write a count in the smallest unit that leaves it below the base, or in the largest."""
-    smaller, largest = units[:-1], units[-1]
-    for unit in smaller:
-        if count < base:
-            return f"{count:.3g} {unit}"
-        count /= base
-    return f"{count:.3g} {largest}"
+def in_units(count: float) -> str:
+    """Write a number of operations: ``"1.23 GFLOP"``."""
+    thousands = min(len(FLOPS) - 1, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**thousands:.3g} {FLOPS[thousands]}"

@@ -1,207 +1,339 @@
-"""What one comparison was asked for, checked once."""
+"""Settings of the ``tract-hub`` commands: each dataclass *is* its command line (tyro reads it)."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+import tyro
 
 from tract_hub.errors import SettingsError
-from tract_hub.names import shown_name
+from tract_hub.names import did_you_mean
 
-STEMS = ("published", "cifar")
-MOST = 2**31 - 1
-MOST_PROCESSES = 1024
-LARGEST = 3.4e38  # a float32
-AUGMENTATIONS = ("none", "crop-flip")
-SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("fp32", "bf16", "fp16")
-NORMALISATIONS = ("standard", "unit", "bytes")
-PATCH_NORMS = ("none", "patch", "dual")
-STEM_OPTIMIZERS = ("same", "sgd")
-
-# These choose which runs a comparison has and where they happen to be kept or read; a run's
-# numbers do not depend on them, so runs made under other values of them can be shared.
-NOT_PART_OF_A_RUN = (
-    "recipe", "seeds", "lams", "out", "data", "device", "workers", "model", "save_weights",
-    "weights",
-)  # fmt: skip
+Damping = Literal["absolute", "relative"]
 
 
 @dataclass(frozen=True)
-class CompareSettings:
-    """All choices of a comparison, whether a recipe or a user made them.
+class Arm:
+    """One way to train: what a study compares.
 
-    Args:
-        recipe: the named recipe that the other values started from.
-        model: a timm name, or a folder with a Hugging Face ``config.json``.
-        model_args: keyword arguments for ``timm.create_model``.
-        weights: a safetensors file that every run starts from, of the same model; what has another
-            shape in it, as a head for other classes, starts fresh.
-        stem: ``"published"`` as the model has it; ``"cifar"``: 3 × 3, stride 1, max-pool kept.
-        patch_norm: ``"patch"`` standardises every patch before the patch embedding; ``"dual"`` is
-            DualPatchNorm, a LayerNorm before and one after it. For a ViT of timm.
-        data: ``"digits"``, a path (image folder, parquet, saved dataset), or a hub name.
-        classes: keep only these, counted from 0 in the data's own order; None keeps all.
-        image_size: side of the square images in pixels; None fits model and data.
-        channels: 1 or 3 converts the images; None takes them as they are.
-        normalise: ``"standard"``: mean 0 and deviation 1 by channel; ``"unit"``: pixels in
-            [0, 1]; ``"bytes"``: in [0, 255].
-        augment: what happens to training images.
-        max_train: at most so many training images.
-        max_test: at most so many test images.
-        optimizer: a ``torch.optim`` name among adam, adamw, sgd, or a timm optimizer.
-        lr: peak learning rate.
-        momentum: for sgd and the timm optimizers that have one.
-        weight_decay: as the optimizer defines it.
-        stem_optimizer: ``"sgd"`` gives the first layers' weights SGD with this momentum.
-        stem_lr: their own peak learning rate; None is ``lr``.
-        schedule: the learning rate's course, step by step.
-        warmup_epochs: linear warm-up before it, in epochs.
-        label_smoothing: in [0, 1); of the training loss only.
-        epochs: passes over the training images.
-        batch_size: images in one step, all processes together.
-        seeds: one run of every arm each.
-        lams: λ of TrAct, one arm each; none trains the ordinary arm alone.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …
-        precision: arithmetic, through Accelerate's autocast.
-        channels_last: memory format of model and images; faster for convolutions.
-        threads: of the CPU, in one process; None leaves them to torch.
-        workers: processes that read images; None chooses.
-        save_weights: keep the weights of every finished run, as safetensors beside its record.
-        out: where runs and results are written; None makes a folder named after the settings.
-
-    Raises:
-        SettingsError: a value makes no sense.
+    Attributes:
+        lam: damping λ of TrAct; None trains with the ordinary gradient.
+        damping: what λ is relative to; see :func:`tract_hub.enable`.
+        rescaled: scale TrAct's gradient of each first layer to the norm of the ordinary one.
+        stem_lr: learning rate of the first layers, as a multiple of that of the other layers.
 
     """
 
-    recipe: str
-    model: str
-    data: str
-    optimizer: str
-    lr: float
+    lam: float | None = None
+    damping: Damping = "absolute"
+    rescaled: bool = False
+    stem_lr: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The arm as tables and pictures call it."""
+        name = "ordinary" if self.lam is None else f"TrAct λ={self.lam:g}"
+        name += " relative" if self.damping == "relative" else ""
+        name += " rescaled" if self.rescaled else ""
+        return name if self.stem_lr == 1 else f"{name}, first layer lr ×{self.stem_lr:g}"
+
+
+ORDINARY = Arm()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an arm, its length, its learning rate and its seed.
+
+    Attributes:
+        arm: what is trained.
+        epochs: length of the training; the learning-rate schedule ends with it.
+        lr: peak learning rate.
+        seed: of the weights, the order of the images, augmentation and dropout.
+
+    """
+
+    arm: Arm
     epochs: int
-    batch_size: int
-    seeds: tuple[int, ...]
-    lams: tuple[float, ...] = (0.1,)
-    model_args: tuple[tuple[str, Any], ...] = ()
-    weights: str | None = None
-    stem: str = "published"
-    patch_norm: str = "none"
-    classes: tuple[int, ...] | None = None
+    lr: float
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, float, int]:
+        """What identifies the run's rows in the table of results."""
+        return self.arm.name, self.epochs, self.lr, self.seed
+
+    @property
+    def slug(self) -> str:
+        """A file name of the run's own."""
+        text = f"{self.arm.name}-{self.epochs}-{self.lr:g}-{self.seed}".replace("λ", "lam")
+        return re.sub(r"[^A-Za-z0-9.=]+", "-", text)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train a model with and without TrAct from the same seeds, and say whether TrAct helped.
+
+    Without options: a narrow ResNet on scikit-learn's digits, in under 3 minutes on 2 cores. The
+    same command again goes on where it was interrupted. Recipes (--recipe NAME; add --help to see
+    its values as defaults): {recipes}.
+    """
+
+    recipe: str = "digits"
+    """Starting values. `own` is taken where --model or --data is given without a recipe: timm's
+    usual recipe for the model's kind."""
+    model: str = "narrow-resnet18"
+    """A model of this package, a name of timm, torchvision:NAME, a Hugging Face folder or hub id,
+    or a function that returns a model: FILE.py:FUNCTION."""
+    model_arg: tuple[str, ...] = ()
+    """Arguments of timm's model or of the function, as depth=4."""
+    pretrained: bool = False
+    """Start from published weights (fine-tuning)."""
+    data: str = "digits"
+    """digits, a folder of images, parquet files, a saved data set, or a name on the hub."""
     image_size: int | None = None
-    channels: int | None = None
-    normalise: str = "standard"
-    augment: str = "none"
+    """Side of the images in pixels; else their own, or the model's."""
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (RGB); else what the images are, RGB where they are mixed."""
+    pixels: Literal["standard", "unit", "bytes"] = "standard"
+    """Scale of the pixels: mean 0 and deviation 1; 0 to 1; or 0 to 255."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """Random crops after padding by an eighth, and horizontal flips."""
     max_train: int | None = None
+    """At most so many training images."""
     max_test: int | None = None
+    """At most so many test images."""
+    lam: tuple[float, ...] = (0.1,)
+    """λ of TrAct, an arm each; the verdict is about the first."""
+    damping: tuple[Damping, ...] = ("absolute",)
+    """absolute: λ itself; relative: λ times the mean square of the first layer's input."""
+    rescaled: bool = False
+    """Add arms with TrAct's direction at the ordinary gradient's norm."""
+    stem_lr: tuple[float, ...] = ()
+    """Add ordinary arms whose first layer has its learning rate times this."""
+    epochs: tuple[int, ...] = (3,)
+    """Lengths of training, each a training of its own; the verdict is about the last."""
+    ordinary_epochs: tuple[int, ...] = ()
+    """Further lengths, for ordinary training alone."""
+    seeds: int = 12
+    """Seeds; each trains every arm once."""
+    first_seed: int = 0
+    """The first of them."""
+    lr: tuple[float, ...] = (0.4,)
+    """Peak learning rate; none: timm's usual one for the model's kind. Of several, for each length,
+    the one that ordinary training ends best with is taken, by --grid-seeds."""
+    grid_seeds: int = 3
+    """Seeds of the choice among several learning rates."""
+    optimizer: str = "sgd"
+    """sgd, adamw, or any optimizer of timm; usual: timm's usual one for the model's kind, as are
+    the values below where they are None."""
     momentum: float = 0.9
-    weight_decay: float = 0.0
-    stem_optimizer: str = "same"
-    stem_lr: float | None = None
-    schedule: str = "cosine"
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
+    """Of sgd and its kin."""
+    weight_decay: float | None = 5e-4
+    """As the optimizer defines it; not for biases and norms."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Of the learning rate, down to zero at the end."""
+    warmup: float | None = 0.0
+    """Epochs of linear warm-up."""
+    label_smoothing: float | None = 0.0
+    """Of the training loss."""
+    batch_size: int = 64
+    """Images in a step, all processes together."""
     device: str = "auto"
-    precision: str = "fp32"
+    """auto, cpu, cuda:1, mps …"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast's; fp16 needs a GPU."""
     channels_last: bool = False
+    """Memory format of images and model."""
+    compiled: bool = False
+    """Compile the model by torch.compile."""
     threads: int | None = None
+    """CPU threads; else torch's own choice."""
     workers: int | None = None
-    save_weights: bool = False
+    """Processes that read images which do not fit in memory."""
     out: Path | None = None
+    """Folder of the results; else tract-hub-runs/MODEL-DATA-…"""
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_lists()
-        _one_of("--stem", self.stem, STEMS)
-        _one_of("--patch-norm", self.patch_norm, PATCH_NORMS)
-        _one_of("--normalise", self.normalise, NORMALISATIONS)
-        _one_of("--augment", self.augment, AUGMENTATIONS)
-        _one_of("--stem-optimizer", self.stem_optimizer, STEM_OPTIMIZERS)
-        _one_of("--schedule", self.schedule, SCHEDULES)
-        _one_of("--precision", self.precision, PRECISIONS)
-        if self.channels not in (None, 1, 3):
-            raise SettingsError(f"--channels must be 1 or 3, got {self.channels}")
+        for name in ("seeds", "batch_size", "grid_seeds"):
+            self._check(getattr(self, name) > 0, name, "must be greater than 0")
+        for name in ("lam", "stem_lr", "lr"):
+            self._check(all(0 < x < float("inf") for x in getattr(self, name)), name, "must be > 0")
+        for name in ("epochs", "ordinary_epochs"):
+            self._check(all(x > 0 for x in getattr(self, name)), name, "must be greater than 0")
+        self._check(bool(self.epochs), "epochs", "needs a number")
 
-    def _check_numbers(self) -> None:
-        _above_zero("--lr", self.lr)
-        if self.stem_lr is not None:
-            _above_zero("--stem-lr", self.stem_lr)
-        for name in ("epochs", "batch_size", "image_size", "max_train", "max_test", "threads"):
-            most = MOST_PROCESSES if name == "threads" else MOST
-            _count(f"--{name.replace('_', '-')}", getattr(self, name), 1, most)
-        _count("--workers", self.workers, 0, MOST_PROCESSES)
-        for name in ("momentum", "label_smoothing"):
-            _in_unit_interval(f"--{name.replace('_', '-')}", getattr(self, name))
-        for name in ("weight_decay", "warmup_epochs"):
-            _not_negative(f"--{name.replace('_', '-')}", getattr(self, name))
-        if self.warmup_epochs >= self.epochs:
-            raise SettingsError(
-                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "
-                "give fewer"
-            )
+    def _check(self, holds: bool, name: str, problem: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise SettingsError(f"--{name.replace('_', '-')} {problem}, got {shown}")
 
-    def _check_lists(self) -> None:
-        if not self.seeds:
-            raise SettingsError("--seeds needs at least one value, such as 0")
-        for name, values in (("--seeds", self.seeds), ("--lam", self.lams)):
-            if len(set(values)) != len(values):
-                raise SettingsError(f"{name} has a value twice: {_listed(values)}; give each once")
-        if self.classes is not None and (len(set(self.classes)) < 2 or min(self.classes) < 0):
-            raise SettingsError(
-                f"--classes needs two or more, counted from 0, got {_listed(self.classes)}"
-            )
-        for lam in self.lams:
-            _above_zero("--lam", lam)
-        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
-            raise SettingsError(f"--seeds must lie in [0, 2^32), got {_listed(self.seeds)}")
+    def arms(self) -> list[Arm]:
+        """Return what is compared, ordinary training first."""
+        arms = [ORDINARY]
+        for rescaled in (False, True) if self.rescaled else (False,):
+            arms += [Arm(lam, kind, rescaled) for kind in self.damping for lam in self.lam]
+        return arms + [Arm(stem_lr=factor) for factor in self.stem_lr if factor != 1]
 
-    def of_a_run(self) -> dict[str, Any]:
-        """Return the choices that a single run's numbers depend on, JSON-ready."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
-        kept = {name: value for name, value in named.items() if name not in NOT_PART_OF_A_RUN}
-        return kept | {"model_args": dict(self.model_args), "model": shown_name(self.model)}
+    def lengths(self, arm: Arm) -> list[int]:
+        """Return the lengths at which an arm is trained, in epochs, shortest first."""
+        extra = self.ordinary_epochs if arm == ORDINARY else ()
+        return sorted({*self.epochs, *extra})
+
+    def seed_range(self) -> range:
+        """Return the seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
-def _listed(values: tuple[Any, ...]) -> str:
-    return ", ".join(str(value) for value in values)
+# What may differ between commands that write to one folder: what a row says itself, and how fast
+# and where the work is done.
+OF_A_ROW = {"lam", "damping", "rescaled", "stem_lr", "epochs", "ordinary_epochs", "lr"}
+OF_A_CALL = {"recipe", "seeds", "first_seed", "grid_seeds", "threads", "workers", "out"}
 
 
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SettingsError(f"{option} must be one of {', '.join(choices)}; got {value!r}")
+def identity(settings: Compare) -> dict[str, object]:
+    """Return what all rows of one folder have in common, JSON-ready."""
+    values = asdict(settings) | dict(zip(("model", "data"), shown_names(settings), strict=True))
+    kept = (f.name for f in fields(settings) if f.name not in OF_A_ROW | OF_A_CALL)
+    common: dict[str, object] = json.loads(json.dumps({name: values[name] for name in kept}))
+    return common
 
 
-def _count(option: str, value: int | None, least: int, most: int) -> None:
-    if value is not None and value < least:
-        raise SettingsError(f"{option} must be {least} or more, got {value}")
-    if value is not None and value > most:
-        raise SettingsError(f"{option} must be {most} or less, got {_short(value)}")
+def results_folder(settings: Compare) -> Path:
+    """Return ``--out``, or a folder named after model, data and the other settings."""
+    if settings.out is not None:
+        return settings.out
+    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()
+    names = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name) for name in shown_names(settings)]
+    return Path("tract-hub-runs") / "-".join([*names, digest[:4]])
 
 
-def _short(value: int) -> str:
-    return str(value) if abs(value) < 10**20 else "more than 10^20"
+def shown_names(settings: Compare) -> tuple[str, str]:
+    """Return the names of model and data as results show them: of a path, the last part."""
+    model, data = (
+        Path(n).expanduser().resolve().name if Path(n).expanduser().exists() else n
+        for n in (settings.model, settings.data)
+    )
+    return model, data
 
 
-def _above_zero(option: str, value: float) -> None:
-    _not_too_large(option, value)
-    if not math.isfinite(value) or value <= 0:
-        raise SettingsError(f"{option} must be a finite number greater than 0, got {value:g}")
+# The learning rates of the narrow models are those that ordinary training likes best for that
+# length, of the grid in scripts/studies.
+_DIGITS = Compare(threads=1)
+_CIFAR = Compare(
+    data="uoft-cs/cifar10",
+    augment="crop-flip",
+    batch_size=128,
+    epochs=(100,),
+    seeds=5,
+)
+_NARROW = replace(
+    _CIFAR, batch_size=64, epochs=(10,), seeds=3, threads=1, channels_last=True, lr=(0.16,)
+)
+_VIT = replace(
+    _CIFAR, optimizer="adamw", weight_decay=0.0, lr=(1e-3,), label_smoothing=0.1, warmup=5.0
+)
+_SMALL_VIT = replace(_VIT, batch_size=64, epochs=(10,), seeds=3, threads=1, warmup=1.0)
+RECIPES: dict[str, Compare] = {
+    "digits": _DIGITS,
+    # What is None here is filled in where the model is known: `models.usual_recipe`.
+    "own": Compare(
+        augment="crop-flip",
+        epochs=(10,),
+        seeds=5,
+        optimizer="usual",
+        lr=(),
+        weight_decay=None,
+        warmup=None,
+        label_smoothing=None,
+    ),
+    "narrow-resnet18": replace(_NARROW, model="narrow-resnet18"),
+    "narrow-resnet18-bare": replace(_NARROW, model="narrow-resnet18-bare", lr=(0.04,)),
+    "small-vit": replace(_SMALL_VIT, model="small-vit"),
+    "conv-vit": replace(_SMALL_VIT, model="conv-vit"),
+    # The settings of the paper's figures; 5e-4 is the custom for SGD, the paper states none.
+    "cifar-resnet18": replace(_CIFAR, model="resnet18-small-images", lr=(0.08,)),
+    "cifar-vit": replace(_VIT, model="cifar-vit"),
+}
+RECIPES = {name: replace(settings, recipe=name) for name, settings in RECIPES.items()}
+Compare.__doc__ = (Compare.__doc__ or "").format(recipes=", ".join(RECIPES))
 
 
-def _not_too_large(option: str, value: float) -> None:
-    if LARGEST < value < math.inf:
-        raise SettingsError(f"{option} must be {LARGEST:g} or less, got {value:g}")
+def recipe_of(arguments: Sequence[str]) -> Compare:
+    """Return the starting values that a command line asks for.
+
+    Raises:
+        SettingsError: there is no such recipe.
+
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if "--recipe" in words:
+        name = (words[words.index("--recipe") + 1 :] or [""])[0]
+    else:
+        name = "own" if {"--model", "--data"} & set(words) else "digits"
+    if name not in RECIPES:
+        raise SettingsError(f"there is no recipe {name!r}; {did_you_mean(name, RECIPES)}")
+    return RECIPES[name]
 
 
-def _not_negative(option: str, value: float) -> None:
-    _not_too_large(option, value)
-    if not math.isfinite(value) or value < 0:
-        raise SettingsError(f"{option} must be a finite number of 0 or more, got {value:g}")
+@dataclass(frozen=True)
+class Bench:
+    """Measure what TrAct adds to a training step, beside the authors' package torch_tract.
+
+    All ways to train take their steps in turns, so that a change in the machine's load meets all
+    of them; what is shown are ratios of such turns.
+    """
+
+    cases: tuple[str, ...] = ()
+    """Models to measure; else all for the device. A wrong name lists them."""
+    device: str = "cpu"
+    """cpu, cuda:1 …"""
+    budget: float = 20.0
+    """Seconds of a case's turns; at least 3 turns are taken, and their number is told."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast's."""
+    channels_last: bool = False
+    """Memory format of images and model, in all cases."""
+    compiled: bool = False
+    """Add a column: TrAct compiled over the ordinary model compiled. Compiling takes minutes."""
+    memory: bool = True
+    """Measure the peak memory of a 7 × 7 stem too."""
+    threads: int = 1
+    """CPU threads."""
+    out: Path = Path("tract-hub-runs/bench")
+    """Folder of bench.md and bench.json."""
 
 
-def _in_unit_interval(option: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise SettingsError(f"{option} must lie in [0, 1), got {value:g}")
+@dataclass(frozen=True)
+class Inspect:
+    """Show the first layers of a model, and what TrAct adds to a training step there."""
+
+    model: tyro.conf.Positional[str]
+    """A name of timm, torchvision:NAME, or a model type, folder or config.json of Transformers."""
+    batch_size: int = 128
+    """Images in the step that the cost is a share of: the solve does not grow with them."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Find the first layers of every model of a zoo, without weights; goes on where it stopped."""
+
+    zoo: tyro.conf.Positional[Literal["timm", "torchvision", "huggingface"]]
+    """Where the models are from."""
+    only: str = "*"
+    """A pattern of names, such as vit_*."""
+    jobs: int = 1
+    """Processes."""
+    time_limit: float = 120.0
+    """Seconds for one model."""
+    out: Path = Path("tract-hub-runs/audit")
+    """Folder of ZOO.md and ZOO.json."""

@@ -95,6 +95,10 @@ class Input(NamedTuple):
     name: str
     tensor: Tensor
 
+    def is_in(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether it is one of these tensors."""
+        return any(self.tensor is tensor for tensor in tensors)
+
 
 def inputs_of(function: Callable[..., Any], example: Example) -> list[Input]:
     """Name the tensors that an example passes to a function."""

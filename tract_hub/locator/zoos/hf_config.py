@@ -93,6 +93,10 @@ class Settings:
         ratios = self.get("scaled_images_ratios")  # the smallest copy of an image is one patch
         if ratios:
             height = width = int(self.number("patch_size", default=384) / min(ratios))
+        # RF-DETR's own image, of 37 patches, is not made of its windows
+        window = self.number("patch_size", default=16) * self.number("num_windows", default=1)
+        if window > self.number("patch_size", default=16):
+            height, width = height - height % window, width - width % window
         tubelet = self.get("tubelet_size", "temporal_patch_size", "patch_temporal")
         return ImageSizes(
             channels=self.number("num_channels", "in_channels", "in_chans", default=3),

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 
+from tract_hub.errors import ExampleInputError
 from tract_hub.locator.zoos.examples import Example, pixel_dtype
 from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
 from tract_hub.locator.zoos.hf_inputs import (
@@ -22,12 +24,43 @@ from tract_hub.locator.zoos.hf_inputs import (
     make_inputs,
 )
 from tract_hub.locator.zoos.hf_layouts import layout_pairs
-from tract_hub.errors import ExampleInputError
 
 PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
 
 Names = list[str]
+
+_CHECK = "torch_compilable_check"
+
+
+def prepare(copied: nn.Module) -> None:
+    """Take Transformers' checks out of the methods of a copy.
+
+    A guessed text does not hold as many placeholders as an image has tokens. Transformers' own
+    switch is an environment variable, which would turn off the checks of other threads too.
+    """
+    methods = {cls: _checking_methods(cls) for cls in {type(m) for m in copied.modules()}}
+    for module in copied.modules():
+        for name, function in methods[type(module)].items():
+            module.__dict__.setdefault(name, MethodType(function, module))
+
+
+def _checking_methods(cls: type) -> dict[str, FunctionType]:
+    """Return those of a class's methods that check, without what they check by."""
+    unchecked = {}
+    for name in dir(cls) if cls.__module__.startswith("transformers.") else ():
+        function = inspect.getattr_static(cls, name)
+        if isinstance(function, FunctionType) and _CHECK in function.__code__.co_names:
+            names = {**function.__globals__, _CHECK: _pass}
+            unchecked[name] = FunctionType(
+                function.__code__, names, name, function.__defaults__, function.__closure__
+            )
+            unchecked[name].__kwdefaults__ = function.__kwdefaults__
+    return unchecked
+
+
+def _pass(*_: Any, **__: Any) -> None:
+    """Stand in for a check."""
 
 
 def takes_pixels(cls: Any) -> bool:
@@ -45,6 +78,7 @@ def examples(model: nn.Module) -> Iterator[Example]:
     """
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
+    yield from _parts(model, set(pixels))
     known = _known(names, pixels)
     for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
@@ -53,7 +87,6 @@ def examples(model: nn.Module) -> Iterator[Example]:
         yield from _one_after_another(_calls(model, images), _calls(model, videos))
     if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
         yield from _calls(model, [*known, *heard])
-    yield from _parts(model, set(pixels))
     yield from _models_inside(model, set(pixels))
 
 

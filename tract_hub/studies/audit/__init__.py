@@ -1,1 +1,0 @@
-"""``tract-hub audit``: the locator over a whole zoo."""

@@ -1,0 +1,350 @@
+"""``tract-hub bench``: what TrAct adds to the time and the memory of a training step."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import tract_hub
+from tract_hub.errors import SettingsError, StudyError, first_line
+from tract_hub.names import did_you_mean
+from tract_hub.studies import table
+from tract_hub.studies.data import photographs
+from tract_hub.studies.machine import machine
+from tract_hub.studies.models import build_model
+from tract_hub.studies.settings import Bench
+from tract_hub.studies.train import Step, interleave, make_accelerator
+
+LAM = 0.1
+LEAST_TURNS = 3
+MOST_TURNS = 200
+"""Turns after which the notch of the median no longer narrows by anything that is shown."""
+GPU_STEPS = 5
+"""Steps between two looks at the clock: training looks at a GPU now and then only."""
+MEMORY_BATCHES = (64, 256)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the batch of its training step.
+
+    Attributes:
+        model: a name for ``build_model``, or what builds it.
+        shape: of one input: channels × height × width; with frames where the model takes them.
+        batch: inputs in a step.
+        arguments: for ``build_model``.
+        channels_last: whether it is always measured in this memory format.
+
+    """
+
+    model: str | Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    batch: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+    channels_last: bool = False
+
+    def build(self) -> nn.Module:
+        """Return the model in training mode; the weights are its own initial ones."""
+        if isinstance(self.model, str):
+            channels = self.shape[0] if self.shape[0] == 1 else None
+            arguments = self.arguments
+            return build_model(self.model, channels=channels, arguments=arguments).train()
+        return self.model().train()
+
+    def inputs(self) -> Tensor:
+        """Return standardised photographs in the model's shape."""
+        size = self.shape[-1]
+        channels = 1 if self.shape[0] == 1 else 3
+        count = torch.Size(self.shape).numel() // (channels * size**2)
+        images = photographs(self.batch * count, size, channels)
+        if len(self.shape) == 3:
+            return images
+        images = images.unflatten(0, (self.batch, count))
+        return images.transpose(1, 2).contiguous() if self.shape[0] == channels else images
+
+
+def _mlp(features: int, width: int) -> nn.Module:
+    layers = [nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 10))
+
+
+def _r3d() -> nn.Module:
+    return build_model("torchvision:r3d_18")
+
+
+def _videomae() -> nn.Module:
+    """Two of VideoMAE's twelve layers: 1,536 features of 2 × 16 × 16 pixels."""
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    model: nn.Module = VideoMAEForVideoClassification(VideoMAEConfig(num_hidden_layers=2))
+    return model
+
+
+_PAPERS_VIT = Case("cifar-vit", (3, 32, 32), 128, {"img_size": 32, "num_classes": 10})
+CASES: dict[str, dict[str, Case]] = {
+    "cpu": {
+        "resnet18-32": Case("resnet18-small-images", (3, 32, 32), 64),
+        "grey-channels-last": Case("resnet18-small-images", (1, 32, 32), 64, {}, True),
+        "resnet18": Case("resnet18", (3, 224, 224), 8),
+        "mobilenetv3-small": Case("mobilenetv3_small_100", (3, 224, 224), 16),
+        "convnext-atto": Case("convnext_atto", (3, 224, 224), 8),
+        "vit-tiny": Case("vit_tiny_patch16_224", (3, 224, 224), 16),
+        "vit-small": Case("vit_small_patch16_224", (3, 224, 224), 8),
+        # Fewer rows than features (3,072) at batch 8, about as many at 64.
+        "vit-base-32-b8": Case("vit_base_patch32_224", (3, 224, 224), 8),
+        "vit-base-32-b64": Case("vit_base_patch32_224", (3, 224, 224), 64),
+        "mlp-28": Case(functools.partial(_mlp, 784, 512), (1, 28, 28), 64),
+        "mlp-32": Case(functools.partial(_mlp, 3072, 512), (3, 32, 32), 128),
+        # Few of their layers: TrAct's share is larger than in the whole model.
+        "vit-huge-14-2-layers": Case("vit_huge_patch14_224", (3, 224, 224), 4, {"depth": 2}),
+        "videomae-2-layers": Case(_videomae, (16, 3, 224, 224), 1),
+        "r3d-18": Case(_r3d, (3, 8, 112, 112), 2),
+    },
+    "cuda": {
+        "resnet50": Case("resnet50", (3, 224, 224), 256),
+        "vit-small": Case("vit_small_patch16_224", (3, 224, 224), 256),
+        "vit-base": Case("vit_base_patch16_224", (3, 224, 224), 256),
+        "vit-base-32": Case("vit_base_patch32_224", (3, 224, 224), 256),
+        "cifar-vit": _PAPERS_VIT,
+        "mlp-32": Case(functools.partial(_mlp, 3072, 512), (3, 32, 32), 128),
+    },
+}
+
+
+def ordinary(model: nn.Module) -> nn.Module:
+    """Return the model as it is."""
+    return model
+
+
+def with_torch_tract(model: nn.Module) -> nn.Module:
+    """Put the authors' package, torch_tract from PyPI, on the stems that tract_hub finds."""
+    torch_tract = importlib.import_module("torch_tract")
+    for stem in tract_hub.locate(model):
+        layer = torch_tract.TrAct(stem.module, LAM)
+        parent, _, name = stem.module_name.rpartition(".")
+        model.get_submodule(parent)._modules[name] = layer
+    return model
+
+
+def with_tract_hub(model: nn.Module) -> nn.Module:
+    """Enable tract_hub."""
+    return tract_hub.enable(model, lam=LAM)
+
+
+ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "ordinary": ordinary,
+    "torch_tract": with_torch_tract,
+    "tract_hub": with_tract_hub,
+}
+
+
+def arms() -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """Return the ways to train whose packages are here."""
+    missing = importlib.util.find_spec("torch_tract") is None
+    return {arm: put for arm, put in ARMS.items() if arm != "torch_tract" or not missing}
+
+
+def bench(settings: Bench) -> None:
+    """Measure, print and write the tables; each case is written as soon as it is done.
+
+    Raises:
+        StudyError: there is no such case or device.
+
+    """
+    kind = "cpu" if settings.device == "cpu" else "cuda"
+    for name in settings.cases:
+        if name not in CASES[kind]:
+            known = did_you_mean(name, CASES[kind])
+            raise SettingsError(f"there is no case {name!r} for {kind}; {known}")
+    names = settings.cases or tuple(CASES[kind])
+    torch.set_num_threads(settings.threads)
+    accelerator = make_accelerator(settings.device, settings.precision)
+    total = round(len(names) * settings.budget)
+    print(f"{len(names)} cases, about {total / 60:.0f} min and what building takes", flush=True)
+    results: list[dict[str, Any]] = []
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(total=total, bar_format=form, disable=not sys.stderr.isatty()) as bar:
+        for number, name in enumerate(names):
+            bar.set_description(name)
+
+            def show(seconds: float, before: float = number * settings.budget) -> None:
+                bar.n = before + min(seconds, settings.budget)
+                bar.refresh()
+
+            results.append(
+                {"case": name, **measured(CASES[kind][name], settings, accelerator, show)}
+            )
+            write(results, settings)
+    memory = peak_memory(settings) if settings.memory else None
+    print(write(results, settings, memory))
+    print(f"written to {settings.out}: bench.md, bench.json")
+
+
+def measured(
+    case: Case, settings: Bench, accelerator: Accelerator, show: Callable[[float], None]
+) -> dict[str, Any]:
+    """Return the seconds of an ordinary step, and the arms' quartiles of ratios to it.
+
+    Args:
+        case: what is measured.
+        settings: how.
+        accelerator: of the process.
+        show: called with the seconds that the case has taken.
+
+    """
+    model = case.build().to(accelerator.device)
+    last = settings.channels_last or case.channels_last
+    inputs = case.inputs().to(accelerator.device)
+    if last and inputs.ndim == 4:
+        model = model.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(case.batch, device=accelerator.device) % 10
+    timers: dict[str, Callable[[], float]] = {}
+    result: dict[str, Any] = {"batch": case.batch, "errors": {}}
+    columns = [(arm, False) for arm in arms()]
+    columns += [(arm, True) for arm in ("ordinary", "tract_hub") if settings.compiled]
+    for arm, compiled in columns:
+        name = f"{arm}, compiled" if compiled else arm
+        try:
+            twin = ARMS[arm](_twin(model))
+            if compiled:
+                twin.compile()
+            step = Step(accelerator, accelerator.prepare_model(twin, evaluation_mode=True))
+            timers[name] = functools.partial(_seconds, step, inputs, labels)
+            timers[name](), timers[name]()
+        except Exception as error:  # of the authors' package: it does not take every layer
+            if arm != "torch_tract":
+                raise
+            timers.pop(name, None)
+            result["errors"][name] = first_line(error)
+    began, rounds = time.perf_counter(), []
+    for times in interleave(list(timers.values()), MOST_TURNS):
+        rounds.append(dict(zip(timers, times, strict=True)))
+        spent = time.perf_counter() - began
+        show(spent)
+        if len(rounds) >= LEAST_TURNS and spent * (1 + 1 / len(rounds)) > settings.budget:
+            break
+    accelerator.free_memory()
+    result |= {"turns": len(rounds), "seconds": statistics.median(t["ordinary"] for t in rounds)}
+    for name in timers:
+        base = "ordinary, compiled" if "compiled" in name else "ordinary"
+        if name != base:
+            quartiles = statistics.quantiles([t[name] / t[base] for t in rounds], n=4)
+            result[name] = [round(value, 5) for value in quartiles]
+    return result
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Copy modules but not tensors: where others lie in memory, a step takes a percent more."""
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _seconds(step: Step, inputs: Tensor, labels: Tensor) -> float:
+    gpu = inputs.device.type == "cuda"
+    steps = GPU_STEPS if gpu else 1
+    if gpu:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(steps):
+        step(inputs, labels)
+    if gpu:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / steps
+
+
+def peak_memory(settings: Bench) -> pd.DataFrame:
+    """Return what each arm adds to the peak memory of a 7 × 7 stem of stride 2 at 224 × 224 pixels.
+
+    Each number is of a process of its own: on a CPU its highest resident memory, as Linux notes it.
+
+    Raises:
+        StudyError: a process was killed, perhaps for want of memory.
+
+    """
+    lines = []
+    for batch in MEMORY_BATCHES:
+        peaks = {}
+        for arm in arms():
+            pool = ProcessPoolExecutor(1, get_context("spawn"))
+            try:
+                peaks[arm] = pool.submit(_peak, arm, batch, settings.device).result()
+            except Exception as error:
+                raise StudyError(
+                    f"{arm} did not survive a batch of {batch} images: pass --no-memory"
+                ) from error
+            finally:
+                pool.shutdown()
+        added = {arm: f"{peak - peaks['ordinary']:+.0f} MiB" for arm, peak in peaks.items()}
+        lines.append({"batch": str(batch), **added, "ordinary": f"{peaks['ordinary']:.0f} MiB"})
+    return pd.DataFrame(lines)
+
+
+def _peak(arm: str, batch: int, device: str) -> float:
+    torch.set_num_threads(1)
+    stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+    model = ARMS[arm](nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device))
+    for images in (torch.randn(1, 3, 224, 224), torch.randn(batch, 3, 224, 224)):
+        model(images.to(device)).sum().backward()
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else "")
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+def write(
+    results: list[dict[str, Any]], settings: Bench, memory: pd.DataFrame | None = None
+) -> str:
+    """Write ``bench.json`` and ``bench.md``; return the latter's tables."""
+    columns = ["torch_tract", "tract_hub", *(["tract_hub, compiled"] if settings.compiled else [])]
+    lines = [
+        {
+            "case": result["case"],
+            "batch": str(result["batch"]),
+            "ordinary step": f"{1000 * result['seconds']:.4g} ms",
+            **{name: _added(result, name) for name in columns},
+            "turns": str(result["turns"]),
+        }
+        for result in results
+    ]
+    text = (
+        "Added to a step (forward and backward) of the ordinary model: median of the turns' ratios "
+        "(quartiles). Compiled: over the ordinary model compiled.\n\n"
+    ) + table.markdown(pd.DataFrame(lines))
+    errors = [f"{r['case']}, {arm}: {e}" for r in results for arm, e in r["errors"].items()]
+    text += "".join(f"\n{error}\n" for error in errors)
+    if memory is not None:
+        text += f"\n{(peak_memory.__doc__ or '').splitlines()[0]}\n\n" + table.markdown(memory)
+    form = "channels_last" if settings.channels_last else "contiguous"
+    head = f"# What TrAct costs\n\n{machine()}; {settings.precision}, {form}.\n\n"
+    table.write_atomically(settings.out / "bench.md", head + text)
+    content = {"machine": machine(), "cases": results}
+    table.write_atomically(settings.out / "bench.json", json.dumps(content, indent=1) + "\n")
+    return text
+
+
+def _added(result: dict[str, Any], name: str) -> str:
+    if name not in result:
+        return "cannot run" if name in result["errors"] else "—"
+    low, middle, high = (f"{100 * (ratio - 1):+.1f}" for ratio in result[name])
+    return f"{middle} % ({low} to {high})"

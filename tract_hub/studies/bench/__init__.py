@@ -1,1 +1,0 @@
-"""What TrAct costs: time, memory, and how both grow."""

@@ -1,1 +1,0 @@
-"""``tract-hub compare``: the same model from the same seeds, with and without TrAct."""

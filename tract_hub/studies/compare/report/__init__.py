@@ -1,1 +1,0 @@
-"""``report.html``: a comparison as one page that needs nothing beside it."""

@@ -1,1 +1,0 @@
-"""Labelled images from anywhere, as tensors."""

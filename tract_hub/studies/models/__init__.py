@@ -1,1 +1,0 @@
-"""Models by name, fitted to a study's images."""

@@ -1,0 +1,105 @@
+"""The picture of a comparison: curves, paired difference, and speed, under the verdict."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tract_hub.studies.verdict import Curves, Outcome, Study, curves, paired
+
+ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+ORDINARY_COLOUR = "#777777"
+
+
+def draw(
+    rows: pd.DataFrame, study: Study, found: Sequence[Outcome], title: str, epochs: int
+) -> bytes:
+    """Draw a comparison at one length of training.
+
+    Args:
+        rows: of the table.
+        study: what they were made with.
+        found: the outcomes; the first is in the title.
+        title: names model and data as they are.
+        epochs: the length.
+
+    Returns:
+        A PNG.
+
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = [one for one in found if one.epochs == one.against == epochs]
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    mine = rows[(rows["epochs"] == epochs) & (rows["lr"] == study.lr[epochs])]
+    count = len(study.labels)
+    ordinary = curves(mine[mine["arm"] == "ordinary"], study.metric, count)
+    _curve(left, ordinary, "ordinary", ORDINARY_COLOUR)
+    for one, colour in zip(shown, ARM_COLOURS, strict=False):
+        ours = curves(mine[mine["arm"] == one.arm], study.metric, count)
+        both = sorted(set(ours.seeds) & set(ordinary.seeds))
+        _curve(left, ours, one.arm, colour)
+        _difference(middle, ours.of(both), ordinary.of(both), study, colour)
+        _speed(right, one, colour)
+    left.set_title(
+        f"{study.metric.replace('_', ' ').capitalize()}, mean of {len(ordinary.seeds)} seeds"
+    )
+    left.set_ylabel("%")
+    left.legend(frameon=False, fontsize=8)
+    middle.axhline(0, color=ORDINARY_COLOUR, linewidth=1)
+    middle.set_title("Difference, paired by seed (95 %)")
+    middle.set_ylabel("points")
+    right.axhline(1, color=ORDINARY_COLOUR, linewidth=1)
+    right.set_title("Epochs needed, over ordinary (95 %)")
+    right.set_xlabel("accuracy to reach, %")
+    for axes in (left, middle):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    verdict = textwrap.fill(shown[0].sentence if shown else "", 120)
+    figure.suptitle(f"{title}\n{verdict}", fontsize=11, x=0.01, ha="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _curve(axes: Any, runs: Curves, name: str, colour: str) -> None:
+    mean = 100 * runs.accuracy.mean(0)
+    epochs = np.arange(1, len(mean) + 1)
+    axes.plot(epochs, mean, color=colour, label=name, marker="o", markersize=3)
+    axes.plot(epochs, 100 * runs.accuracy.T, color=colour, linewidth=0.5, alpha=0.35)
+
+
+def _difference(axes: Any, ours: Curves, theirs: Curves, study: Study, colour: str) -> None:
+    each = ours.correct.astype(float) - theirs.correct
+    by_epoch = [paired(each[:, epoch], study.classes) for epoch in range(each.shape[1])]
+    mean = 100 * np.array([float(one.mean) for one in by_epoch])
+    half = 100 * np.array([float(one.half_width()) for one in by_epoch])
+    epochs = np.arange(1, len(mean) + 1)
+    axes.plot(epochs, mean, color=colour, marker="o", markersize=3)
+    if len(epochs) > 1:
+        axes.fill_between(epochs, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+    else:
+        axes.errorbar(epochs, mean, half, color=colour, capsize=4)
+
+
+def _speed(axes: Any, one: Outcome, colour: str) -> None:
+    reached = [(share, ratio) for share, ratio in one.speed.items() if math.isfinite(ratio.mean)]
+    closed = [(share, ratio) for share, ratio in reached if not ratio.open]
+    level = [100 * share * one.accuracy[1] for share, _ in closed]
+    axes.plot(level, [ratio.mean for _, ratio in closed], color=colour)
+    low, high = ([getattr(ratio, end) for _, ratio in closed] for end in ("low", "high"))
+    axes.fill_between(level, low, high, color=colour, alpha=0.2, linewidth=0)
+    bounds = [(100 * share * one.accuracy[1], ratio.mean) for share, ratio in reached if ratio.open]
+    if bounds:  # not reached by every seed: lower bounds
+        axes.plot(*zip(*bounds, strict=True), "^", color=colour, markersize=3)

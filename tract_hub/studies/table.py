@@ -1,0 +1,111 @@
+"""The one table of results: a row an epoch, appended to a file of JSON lines.
+
+Columns: study, arm, epochs (length of the training), lr, seed, epoch (from 1), loss (mean of the
+epoch's training steps; null: not finite), accuracy and balanced_accuracy (on the test images, 0 to 1), seconds (of
+training in this epoch), correct (which test images were right, packed; see :func:`pack`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tract_hub.errors import StudyError
+
+RUN = ["arm", "epochs", "lr", "seed"]
+COLUMNS = ["study", *RUN, "epoch", "loss", "accuracy", "balanced_accuracy", "seconds", "correct"]
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row, whole or not at all; several processes may append to one file.
+
+    Raises:
+        StudyError: the file cannot be written; the rows before are there still.
+
+    """
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A process that was killed may have left half a line.
+        with path.open("ab+", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            cut = end > 0 and file.read(1) != b"\n"
+            file.write(b"\n" + line if cut else line)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the rows, each epoch of a run once.
+
+    An interrupted run may have trained its last epoch again: the later row stands.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):  # half a line of a killed process
+            rows.append(json.loads(line))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = table.drop_duplicates([*RUN, "epoch"], keep="last")
+    return table.astype({"loss": float}).sort_values([*RUN, "epoch"], ignore_index=True)
+
+
+def pack(array: npt.NDArray[np.generic]) -> str:
+    """Return an array as text: of booleans a tenth of a byte each, of labels two bytes or less."""
+    is_bool = array.dtype == np.bool_
+    data = (np.packbits(array) if is_bool else array.astype(np.uint16)).tobytes()
+    return base64.b85encode(zlib.compress(data, 9)).decode()
+
+
+def unpack_bools(text: str, count: int) -> npt.NDArray[np.bool_]:
+    """Return so many booleans that :func:`pack` was given."""
+    data = np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint8)
+    return np.unpackbits(data, count=count).astype(np.bool_)
+
+
+def unpack_labels(text: str) -> npt.NDArray[np.uint16]:
+    """Return the labels that :func:`pack` was given."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint16)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, never sees half of it; make its folder.
+
+    Raises:
+        StudyError: it cannot be written; what was there before is there still.
+
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _unwritable(path, error) from error
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Write a table of texts as Markdown."""
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _unwritable(path: Path, error: OSError) -> StudyError:
+    return StudyError(
+        f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and run "
+        "the same command again"
+    )

@@ -1,0 +1,374 @@
+"""The one training loop of the studies, by Accelerate; an interrupted run loses at most an epoch."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+import tract_hub
+from tract_hub.errors import SettingsError
+from tract_hub.studies import table
+from tract_hub.studies.data import ImageData, loader
+from tract_hub.studies.models import build_model, logits_of, parsed_arguments
+from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
+
+EPOCH_SEED = 1_000_003
+"""A prime beyond any number of epochs, so that no two epochs of two seeds draw alike."""
+
+
+def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerator:
+    """Return the Accelerator of this process.
+
+    Args:
+        device: ``auto``, or a device of torch.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        SettingsError: the device is not here, or cannot compute so.
+
+    """
+    if device != "auto":
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+            raise SettingsError(
+                f"no device {device!r} here; there is {', '.join(there)}"
+            ) from error
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    return accelerator
+
+
+class Step:
+    """One training step: forward, backward and, with an optimizer, the update.
+
+    Args:
+        accelerator: of the process.
+        model: in training mode, prepared by the accelerator.
+        optimizer: prepared; None leaves the weights as they are.
+        label_smoothing: of the loss.
+        before_update: called between backward and update.
+
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any = None,
+        label_smoothing: float = 0.0,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.label_smoothing, self.before_update = label_smoothing, before_update
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on a batch; return the loss, detached."""
+        (self.optimizer or self.model).zero_grad()
+        logits = logits_of(self.model(images))
+        loss = nn.functional.cross_entropy(
+            logits.float(), labels, label_smoothing=self.label_smoothing
+        )
+        self.accelerator.backward(loss)
+        if self.before_update is not None:
+            self.before_update()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        return loss.detach()
+
+
+def interleave(timers: Sequence[Callable[[], float]], rounds: int) -> Iterator[list[float]]:
+    """Yield the times of each round, in the order of the timers.
+
+    Timers take turns, backwards in every second round, so that a change in the machine's load
+    meets all of them.
+    """
+    for number in range(rounds):
+        order = list(enumerate(timers))
+        times = dict((i, timer()) for i, timer in (order if number % 2 == 0 else order[::-1]))
+        yield [times[i] for i in range(len(timers))]
+
+
+class Rescaled:
+    """Scales TrAct's gradients of the first layers to the norm of their ordinary gradients.
+
+    The ordinary gradient is computed beside it, from the layer's input and the gradient of its
+    output, by the forward of the module's class, on which TrAct is not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.norms: dict[nn.Module, Tensor] = {}
+        self.modules = [stem.module for stem in tract_hub.locate(model)]
+        for module in self.modules:
+            module.register_forward_hook(self._watch)
+
+    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda grad: self._note(module, inputs, grad))
+
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], grad: Tensor) -> None:
+        with torch.enable_grad():
+            output = type(module).forward(module, *inputs)
+        (ordinary,) = torch.autograd.grad(output, [module.weight], grad)  # type: ignore[list-item]
+        self.norms[module] = ordinary.norm()
+
+    def __call__(self) -> None:
+        """Scale the gradients of the last backward."""
+        for module in self.modules:
+            gradient = module.weight.grad
+            if isinstance(gradient, Tensor) and module in self.norms:
+                gradient.mul_(self.norms[module] / gradient.norm().clamp_min(1e-30))
+
+
+def make_optimizer(model: nn.Module, settings: Compare, lr: float, stem_lr: float) -> Any:
+    """Return timm's optimizer of a name, biases and norms without weight decay.
+
+    Args:
+        model: whose weights it updates.
+        settings: name, momentum and weight decay.
+        lr: peak learning rate.
+        stem_lr: multiple of it for the first layers' weights.
+
+    Raises:
+        SettingsError: timm has no such optimizer.
+
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    from tract_hub.names import did_you_mean
+
+    if settings.optimizer not in list_optimizers():
+        known = did_you_mean(settings.optimizer, list_optimizers())
+        raise SettingsError(f"timm has no optimizer {settings.optimizer!r}; {known}")
+    decay = settings.weight_decay or 0.0
+    optimizer: Any = create_optimizer_v2(
+        model, settings.optimizer, lr=lr, weight_decay=decay, momentum=settings.momentum
+    )
+    if stem_lr != 1:
+        stems = {id(stem.module.get_parameter("weight")) for stem in tract_hub.locate(model)}
+        for group in list(optimizer.param_groups):
+            first = [p for p in group["params"] if id(p) in stems]
+            if first:
+                group["params"] = [p for p in group["params"] if id(p) not in stems]
+                optimizer.add_param_group({**group, "params": first, "lr": lr * stem_lr})
+    return optimizer
+
+
+def learning_rate(settings: Compare, steps: int, epochs: int) -> Callable[[int], float]:
+    """Return the share of the peak learning rate at a step, of so many."""
+    warmup = round((settings.warmup or 0.0) * steps / epochs)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(1, steps - warmup)
+        kinds = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
+        return kinds[settings.schedule]
+
+    return share
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all runs of a study share.
+
+    Attributes:
+        study: its name.
+        settings: without anything left open.
+        data: fitted to the image size.
+        size: side of the images in pixels.
+        accelerator: of the process.
+
+    """
+
+    study: str
+    settings: Compare
+    data: ImageData
+    size: int
+    accelerator: Accelerator
+
+    def model(self, seed: int, arm: Arm = ORDINARY) -> nn.Module:
+        """Return a fresh model of an arm; all arms of a seed have the same weights."""
+        set_seed(seed)
+        model = build_model(
+            self.settings.model,
+            classes=self.data.classes,
+            channels=self.data.channels,
+            image_size=self.size,
+            pretrained=self.settings.pretrained,
+            arguments=parsed_arguments(self.settings.model_arg),
+        )
+        if arm.lam is not None:
+            tract_hub.enable(model, lam=arm.lam, **_damping(arm))
+        form = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        model = model.to(self.accelerator.device, memory_format=form)
+        if self.settings.compiled:
+            model.compile()
+        return model
+
+    def to_model(self, images: Tensor) -> Tensor:
+        """Normalise a batch of uint8 images, in the model's memory format."""
+        form = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        pixels: Tensor = self.data.normalise(self.settings.pixels)(images)
+        return pixels.contiguous(memory_format=form)
+
+
+def _damping(arm: Arm) -> dict[str, Any]:
+    return {} if arm.damping == "absolute" else {"damping": arm.damping}
+
+
+class Training:
+    """One run, an epoch at a time; each epoch's random draws depend on seed and epoch alone.
+
+    Args:
+        experiment: what it has in common with others.
+        run: what is its own.
+
+    """
+
+    def __init__(self, experiment: Experiment, run: Run) -> None:
+        settings, data, self.run = experiment.settings, experiment.data, run
+        self.experiment, self.accelerator = experiment, experiment.accelerator
+        if settings.batch_size > len(data.train):
+            raise SettingsError(
+                f"--batch-size {settings.batch_size} is more than the {len(data.train)} training "
+                "images; lower it"
+            )
+        model = experiment.model(run.seed, run.arm)
+        rescaled = Rescaled(model) if run.arm.rescaled else None
+        optimizer = make_optimizer(model, settings, run.lr, run.arm.stem_lr)
+        augment = settings.augment == "crop-flip"
+        shared = {"batch_size": settings.batch_size, "workers": settings.workers}
+        train = loader(data.train, experiment.size, train=True, augment=augment, **shared)
+        test = loader(data.test, experiment.size, train=False, augment=False, **shared)
+        self.images, self.generator = train.dataset, train.generator
+        self.model, self.optimizer, self.train, self.test = self.accelerator.prepare(
+            model, optimizer, train, test
+        )
+        steps = len(self.train) * run.epochs
+        self.schedule = LambdaLR(
+            self.optimizer.optimizer, learning_rate(settings, steps, run.epochs)
+        )
+        self.step = Step(
+            self.accelerator, self.model, self.optimizer, settings.label_smoothing or 0.0, rescaled
+        )
+
+    def epoch(self, number: int) -> float:
+        """Train on all images once; return the mean loss.
+
+        Args:
+            number: of the epoch, from 1.
+
+        """
+        seed = self.run.seed * EPOCH_SEED + number
+        set_seed(seed % 2**32)
+        self.generator.manual_seed(seed)
+        self.images.draw(seed)  # type: ignore[attr-defined]
+        self.model.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for images, labels in self.train:
+            total += self.step(self.experiment.to_model(images), labels)
+            self.schedule.step()
+        return float(self.accelerator.reduce(total, "mean")) / len(self.train)
+
+    @torch.no_grad()
+    def correct(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which test images the model gets right, in the order of the data."""
+        self.model.eval()
+        found = []
+        for images, labels in self.test:
+            logits = logits_of(self.model(self.experiment.to_model(images)))
+            right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+            found.append(self.accelerator.gather_for_metrics(right).cpu())
+        return torch.cat(found).numpy()
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Return what the run needs to go on after an epoch."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        return {
+            "epoch": epoch,
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> int:
+        """Go on from a state; return the epoch that it was saved after."""
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return int(state["epoch"])
+
+
+def train(
+    experiment: Experiment, run: Run, folder: Path, after: Callable[[dict[str, Any]], None]
+) -> None:
+    """Train a run, from where it was interrupted, and append its rows to ``runs.jsonl``.
+
+    Args:
+        experiment: what it has in common with others.
+        run: what is its own.
+        folder: of the results.
+        after: called with each epoch's row.
+
+    """
+    saved = folder / "state" / f"{run.slug}.pt"
+    training = Training(experiment, run)
+    done = 0
+    if saved.exists():
+        device = experiment.accelerator.device
+        done = training.load(torch.load(saved, map_location=device, weights_only=True))
+    main, data = experiment.accelerator.is_main_process, experiment.data
+    labels = data.test.labels.numpy()
+    for epoch in range(done + 1, run.epochs + 1):
+        began = time.perf_counter()
+        loss = training.epoch(epoch)
+        seconds = time.perf_counter() - began
+        correct = training.correct()
+        recalls = [correct[labels == c].mean() for c in np.unique(labels)]
+        row = dict(zip(table.RUN, run.key, strict=True)) | {
+            "loss": round(loss, 6) if math.isfinite(loss) else None,
+            "accuracy": round(float(correct.mean()), 6),
+            "balanced_accuracy": round(float(np.mean(recalls)), 6),
+            "seconds": round(seconds, 4),
+            "correct": table.pack(correct),
+        }
+        # A diverged run does not come back: its remaining epochs are as this one.
+        last = epoch if math.isfinite(loss) else run.epochs
+        for each in range(epoch, last + 1):
+            whole = {"study": experiment.study, **row, "epoch": each}
+            if main:
+                table.append(folder / "runs.jsonl", {c: whole[c] for c in table.COLUMNS})
+            after(whole)
+        if last == run.epochs:
+            break
+        if main:
+            buffer = io.BytesIO()
+            torch.save(training.state(epoch), buffer)
+            table.write_atomically(saved, buffer.getvalue())
+    if main:
+        saved.unlink(missing_ok=True)
+    experiment.accelerator.free_memory()

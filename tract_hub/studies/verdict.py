@@ -1,0 +1,424 @@
+"""What the rows of a study show: differences, speed-ups, their intervals, and one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from tract_hub.studies import table
+
+Array = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+POWER = 0.8
+WORTH_SHOWING = 0.03
+"""A difference that a user would act on, in accuracy: how many seeds would show it is said."""
+LEVELS = (0.5, 0.8, 0.95)
+"""Shares of the ordinary final accuracy at which the speed-up is told."""
+PROFILE = tuple(np.arange(20, 101) / 100)
+ABOVE_CHANCE = 0.02
+"""Share of the way from chance to 100 % below which a training has learned nothing to compare."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval; ``open`` where the mean and the high end are lower bounds."""
+
+    mean: float
+    low: float
+    high: float
+    open: bool = False
+
+    def points(self) -> str:
+        """Write a difference of accuracies: ``"+4.1 points [+0.3, +7.9]"``."""
+        mean, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in self)
+        return f"{mean} points [{low}, {high}]"
+
+    def ratio(self) -> str:
+        """Write a ratio: ``"0.80 [0.70, 0.90]"``, ``"1.05 or more [0.98, …]"``."""
+        if math.isnan(self.mean):
+            return "—"
+        if self.open:
+            return f"{self.mean:.2f} or more [{self.low:.2f}, …]"
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def __iter__(self) -> Any:
+        return iter((self.mean, self.low, self.high))
+
+    def __mul__(self, factor: float) -> Interval:
+        return Interval(self.mean * factor, self.low * factor, self.high * factor, self.open)
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Mean paired difference and the variances of that mean, by source; arrays of any shape.
+
+    Attributes:
+        mean: over seeds and test images.
+        seed: of the mean over these seeds, as it would differ with other seeds.
+        test: the same, with other test images.
+        floor: the least variance of the mean that test images of this number can show.
+        seeds: how many.
+        images: how many.
+
+    """
+
+    mean: Array
+    seed: Array
+    test: Array
+    floor: float
+    seeds: int
+    images: int
+
+    def half_width(self) -> Array:
+        """Half the width of the interval.
+
+        The half-widths of both sources are added as variances are (MOVER, as Graybill and Wang's).
+        With 2 or 3 seeds, Satterthwaite's degrees of freedom cover no more than 88 to 93 %.
+        """
+        level = (1 + CONFIDENCE) / 2
+        by_seed = stats.t.ppf(level, self.seeds - 1) ** 2 * self.seed if self.seeds > 1 else 0.0
+        by_test = stats.t.ppf(level, self.images - 1) ** 2 * self.test
+        least = stats.norm.ppf(level) ** 2 * self.floor
+        half: Array = np.sqrt(np.maximum(by_seed + by_test, least))
+        return half
+
+    def interval(self) -> Interval:
+        """The interval, where there is one."""
+        mean, half = float(self.mean), float(self.half_width())
+        return Interval(mean, mean - half, mean + half)
+
+
+def paired(differences: Array, labels: npt.NDArray[Any] | None = None) -> Variance:
+    """Split the variance of a mean paired difference into that of seeds and that of test images.
+
+    Seeds and test images are two random factors, crossed: what differs between seeds holds a part
+    of the images' noise, and what differs between images a part of the seeds'. That part is in
+    both; it is taken off one of them.
+
+    Args:
+        differences: … × seeds × test images: correct with TrAct (1 or 0) less correct without, or
+            a mean of such over epochs.
+        labels: classes of the images, whose means count alike (balanced accuracy); None: each
+            image counts alike.
+
+    """
+    seeds, images = differences.shape[-2:]
+    labels = np.zeros(images, dtype=int) if labels is None else np.unique(labels, False, True)[1]
+    one_hot = np.eye(labels.max() + 1)[labels]
+    count = one_hot.sum(0)
+    weight = (1 / (len(count) * count))[labels]
+    spread = weight**2 * (count / np.maximum(count - 1, 1))[labels]
+
+    def centred(values: Array) -> Array:
+        return values - ((values @ one_hot) / count)[..., labels]  # type: ignore[no-any-return]
+
+    by_seed, by_image = differences @ weight, differences.mean(-2)
+    image = (spread * centred(by_image) ** 2).sum(-1)
+    if seeds == 1:
+        unknown = np.full(image.shape, np.nan)
+        return Variance(by_seed[..., 0], unknown, image, weight.max() ** 2, seeds, images)
+    rest = centred(differences - by_image[..., None, :])
+    both = (spread * (rest**2).sum(-2)).sum(-1) / (seeds * (seeds - 1))
+    seed = by_seed.var(-1, ddof=1) / seeds
+    test = np.maximum(image - both, 0)
+    return Variance(by_seed.mean(-1), seed, test, weight.max() ** 2, seeds, images)
+
+
+def seeds_needed(variance: Variance) -> int | None:
+    """Return how many seeds would show a difference of 3 points, 4 times of 5; None: no number."""
+    one_seed = float(variance.seed) * variance.seeds
+    surely, mostly = (1 + CONFIDENCE) / 2, POWER
+    by_test = (stats.norm.ppf(surely) + stats.norm.ppf(mostly)) ** 2 * float(variance.test)
+    for seeds in range(2, 1001):
+        reach = stats.t.ppf(surely, seeds - 1) + stats.t.ppf(mostly, seeds - 1)
+        if reach**2 * one_seed / seeds + by_test <= WORTH_SHOWING**2:
+            return seeds
+    return None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The runs of one arm at one length and learning rate.
+
+    Attributes:
+        seeds: in order.
+        accuracy: seeds × epochs, in the study's metric.
+        correct: seeds × epochs × test images.
+
+    """
+
+    seeds: tuple[int, ...]
+    accuracy: Array
+    correct: npt.NDArray[np.bool_]
+
+    def of(self, seeds: Sequence[int]) -> Curves:
+        """Return the runs of these seeds."""
+        at = [self.seeds.index(seed) for seed in seeds]
+        return Curves(tuple(seeds), self.accuracy[at], self.correct[at])
+
+
+def curves(rows: pd.DataFrame, metric: str, images: int) -> Curves:
+    """Return the finished runs in rows of one arm, length and learning rate."""
+    finished = rows.groupby("seed").filter(lambda run: len(run) == run["epochs"].iloc[0])
+    if finished.empty:
+        return Curves((), np.empty((0, 0)), np.empty((0, 0, images), dtype=bool))
+    accuracy = finished.pivot(index="seed", columns="epoch", values=metric)
+    texts = finished.pivot(index="seed", columns="epoch", values="correct").to_numpy()
+    correct = np.array([[table.unpack_bools(text, images) for text in line] for line in texts])
+    return Curves(tuple(map(int, accuracy.index)), accuracy.to_numpy(dtype=float), correct)
+
+
+def epochs_to(curve: Array, level: float, start: float) -> float:
+    """Return the epochs until an accuracy is reached first, interpolated; infinity if it is not.
+
+    Args:
+        curve: accuracy after each epoch.
+        level: to reach.
+        start: accuracy before the first epoch: chance.
+
+    """
+    best = np.maximum.accumulate(np.concatenate([[start], curve]))
+    if level > best[-1]:
+        return math.inf
+    after = int(np.argmax(best >= level))
+    if after == 0:
+        return 0.0
+    before, step = best[after - 1], best[after] - best[after - 1]
+    return float(after - 1 + (level - before) / step)
+
+
+def epoch_ratio(arm: Curves, ordinary: Curves, share: float, start: float) -> Interval:
+    """Return the epochs that an arm needs over those of ordinary training, by seed.
+
+    Args:
+        arm: the arm's runs.
+        ordinary: those of the same seeds with the ordinary gradient.
+        share: of each ordinary run's final accuracy, which both are to reach.
+        start: accuracy before the first epoch.
+
+    Returns:
+        Geometric mean and interval over seeds. A run that does not reach the level counts with its
+        whole length, which is a lower bound; the interval is then open above. Not a number where
+        the level is no higher than the start.
+
+    """
+    logs, censored = [], False
+    for ours, theirs in zip(arm.accuracy, ordinary.accuracy, strict=True):
+        level = share * theirs[-1]
+        own, other = epochs_to(ours, level, start), epochs_to(theirs, level, start)
+        if not 0 < other < math.inf or own == 0:
+            return Interval(math.nan, math.nan, math.nan)
+        censored |= math.isinf(own)
+        logs.append(math.log(min(own, len(ours)) / other))
+    mean = float(np.mean(logs))
+    if len(logs) < 2:
+        return Interval(math.exp(mean), math.nan, math.nan, censored)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * stats.sem(logs)
+    low, high = math.exp(mean - half), math.exp(mean + half)
+    return Interval(math.exp(mean), low, math.inf if censored else high, censored)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the figures of a study need to know beside its rows.
+
+    Attributes:
+        metric: ``"accuracy"`` or ``"balanced_accuracy"``.
+        labels: classes of the test images.
+        lr: the learning rate at each length.
+
+    """
+
+    metric: str
+    labels: npt.NDArray[Any]
+    lr: dict[int, float]
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a classifier that always answers the same."""
+        count = np.unique(self.labels, return_counts=True)[1]
+        largest = 1 / len(count) if self.metric == "balanced_accuracy" else count.max() / sum(count)
+        return float(largest)
+
+    @property
+    def classes(self) -> npt.NDArray[Any] | None:
+        """The labels where classes count alike, else None."""
+        return self.labels if self.metric == "balanced_accuracy" else None
+
+    def at_chance(self, accuracy: float) -> bool:
+        """Whether a final accuracy is no more than chance gives."""
+        noise = 2 * math.sqrt(self.chance * (1 - self.chance) / len(self.labels))
+        return accuracy <= self.chance + max(noise, ABOVE_CHANCE * (1 - self.chance))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm against ordinary training, paired by seed.
+
+    Attributes:
+        arm: its name.
+        epochs: its length.
+        against: length of the ordinary training; another one where a shorter training is asked
+            whether it reaches what a longer one does.
+        seeds: how many pairs.
+        accuracy: mean final accuracies of the arm and of ordinary training.
+        final: difference of the final accuracies.
+        curve: mean over the epochs of the difference; not a number for other lengths.
+        speed: ratio of epochs by share of the ordinary final accuracy.
+        step: seconds of a step over those of an ordinary one.
+        sentence: the verdict.
+
+    """
+
+    arm: str
+    epochs: int
+    against: int
+    seeds: int
+    accuracy: tuple[float, float]
+    final: Interval
+    curve: Interval
+    speed: dict[float, Interval]
+    step: float
+    sentence: str
+
+
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+
+
+def outcome(
+    rows: pd.DataFrame, study: Study, arm: str, epochs: int, against: int, step: float = 1.0
+) -> Outcome | None:
+    """Compare an arm with ordinary training by the seeds that finished both; None: no seed did."""
+    images = len(study.labels)
+
+    def runs(name: str, length: int) -> Curves:
+        mine = (rows["arm"] == name) & (rows["epochs"] == length) & (rows["lr"] == study.lr[length])
+        return curves(rows[mine], study.metric, images)
+
+    ours, theirs = runs(arm, epochs), runs("ordinary", against)
+    both = sorted(set(ours.seeds) & set(theirs.seeds))
+    if not both:
+        return None
+    ours, theirs = ours.of(both), theirs.of(both)
+    last = ours.correct[:, -1].astype(float) - theirs.correct[:, -1]
+    final = paired(last, study.classes)
+    alike = epochs == against
+    curve, speed = NO_INTERVAL, {}
+    if alike:
+        mean = ours.correct.mean(1) - theirs.correct.mean(1)
+        curve = paired(mean, study.classes).interval()
+        speed = {share: epoch_ratio(ours, theirs, share, study.chance) for share in PROFILE}
+    accuracy = (float(ours.accuracy[:, -1].mean()), float(theirs.accuracy[:, -1].mean()))
+    sentence = _sentence(arm, epochs, against, accuracy, final, curve, speed, study)
+    collapsed = sum(study.at_chance(a) for a in theirs.accuracy[:, -1])
+    if collapsed > 0 and not study.at_chance(accuracy[1]):
+        sentence += f" {collapsed} of {len(both)} ordinary trainings ended at chance."
+    return Outcome(
+        arm, epochs, against, len(both), accuracy, final.interval(), curve, speed, step, sentence
+    )
+
+
+def _sentence(
+    arm: str,
+    epochs: int,
+    against: int,
+    accuracy: tuple[float, float],
+    final: Variance,
+    curve: Interval,
+    speed: dict[float, Interval],
+    study: Study,
+) -> str:
+    """Say what the seeds show, and what would settle what they do not."""
+    level, chance = accuracy[1], study.chance
+    if study.at_chance(level):
+        return (
+            f"This comparison says nothing about TrAct: ordinary training ended at chance "
+            f"({level:.1%} where chance is {chance:.1%})."
+        )
+    interval, seeds = final.interval(), final.seeds
+    when = f"after {epochs} epoch{'s' * (epochs > 1)}"
+    if against != epochs:
+        when += f", against {against} of ordinary training"
+    if seeds == 1:
+        return (
+            f"One seed cannot tell: {arm} ended {100 * interval.mean:+.1f} points from ordinary "
+            f"training {when}; give at least 3 seeds."
+        )
+    few = " 2 seeds are few: give at least 3." if seeds == 2 else ""
+    if interval.low > 0 or interval.high < 0:
+        verb = "helped" if interval.low > 0 else "hurt"
+        said = f"{arm} {verb}: {interval.points()} {when}, {seeds} seeds"
+        share = LEVELS[-1]
+        if share in speed and not math.isnan(speed[share].mean):
+            said += (
+                f"; it reaches ordinary training's {share * level:.0%} in "
+                f"{speed[share].ratio()} of the epochs"
+            )
+        return f"{said}.{few}"
+    said = f"No difference shown {when}: {arm} {interval.points()} with {seeds} seeds"
+    needed = seeds_needed(final)
+    reach = max(-interval.low, interval.high)
+    if reach < WORTH_SHOWING:
+        said += f", so differences of {100 * reach:.1f} points or more are unlikely"
+    elif needed is None:
+        said += f"; no number of seeds shows 3 points on {len(study.labels)} test images"
+    else:
+        said += f"; about {max(needed, seeds + 1)} seeds would show 3 points"
+    if curve.low > 0 or curve.high < 0:
+        side = "ahead" if curve.low > 0 else "behind"
+        said += f". On the way it was {side}: {curve.points()} on the mean over the epochs"
+    return f"{said}.{few}"
+
+
+def outcomes(
+    rows: pd.DataFrame,
+    study: Study,
+    arms: Sequence[tuple[str, int]],
+    steps: dict[str, float] | None = None,
+) -> list[Outcome]:
+    """Compare arms at their lengths with ordinary training of that length, and of longer ones.
+
+    Args:
+        rows: of the table.
+        study: what they were made with.
+        arms: name and length of each, the one that the verdict is about first.
+        steps: seconds of a step over those of an ordinary one, by arm.
+
+    """
+    found = []
+    for arm, epochs in arms:
+        for against in sorted(length for length in study.lr if length >= epochs):
+            step = (steps or {}).get(arm, 1.0)
+            one = outcome(rows, study, arm, epochs, against, step)
+            if one is not None:
+                found.append(one)
+    return found
+
+
+def summary(found: Sequence[Outcome]) -> pd.DataFrame:
+    """Return the outcomes as a table of texts: a line an arm and length."""
+    lines = []
+    for one in found:
+        line = {
+            "arm": one.arm,
+            "epochs": str(one.epochs),
+            "ordinary epochs": str(one.against),
+            "seeds": str(one.seeds),
+            "ordinary": f"{one.accuracy[1]:.1%}",
+            "with": f"{one.accuracy[0]:.1%}",
+            "difference": one.final.points(),
+            "mean over epochs": "—" if math.isnan(one.curve.mean) else one.curve.points(),
+        }
+        for share in LEVELS:
+            ratio = one.speed.get(share, NO_INTERVAL)
+            line[f"epochs to {share:.0%}"] = ratio.ratio()
+            line[f"seconds to {share:.0%}"] = (ratio * one.step).ratio()
+        lines.append(line)
+    return pd.DataFrame(lines)
