@@ -147,7 +147,7 @@ def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], 
         return clip(*args, **kwargs)
 
     accelerator.clip_grad_norm_ = finish_and_clip
-    return functools.partial(delattr, accelerator, "clip_grad_norm_")
+    return functools.partial(vars(accelerator).pop, "clip_grad_norm_", None)
 
 
 def _calling_trainer() -> Trainer | None:
