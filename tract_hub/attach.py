@@ -136,6 +136,8 @@ def enable(
     attached = _attach(model, found, settings)
     for stem, each in zip(found, settings, strict=True):
         _report(stem, each, all(forward.frozen for forward in attached[stem.weight_name]))
+    if stems is None:
+        _report_siblings(model, found)
     return model
 
 
@@ -288,13 +290,32 @@ def _report(stem: Stem, settings: Settings, frozen: bool) -> None:
     )
     for note in stem.notes:
         warnings.warn(f"TrAct on {stem.weight_name}: {note}", TractWarning, stacklevel=3)
-    if frozen:
+    if frozen and not stem.module_name.endswith(".base_layer"):  # peft's LoRA freezes it on purpose
         warnings.warn(
             f"{stem.weight_name!r} is frozen, so TrAct does nothing: unfreeze it "
             "(requires_grad_(True)) if you want to train the first layer",
             TractWarning,
             stacklevel=3,
         )
+
+
+def _report_siblings(model: nn.Module, stems: Sequence[Stem]) -> None:
+    """Warn of layers that may take a stem's place, as in a dictionary of one for each sensor."""
+    found = {stem.module for stem in stems}
+    for stem in stems:
+        parent = stem.module_name.rpartition(".")[0]
+        siblings = model.get_submodule(parent)
+        if not isinstance(siblings, (nn.ModuleDict, nn.ModuleList)):
+            continue
+        for name, other in siblings.named_children():
+            alike = type(other) is type(stem.module) and other not in found
+            if alike and other.weight.shape == stem.module.weight.shape:
+                warnings.warn(
+                    f"'{parent}.{name}' is like {stem.module_name!r}, and the example images did "
+                    "not reach it: if it reads pixels too, name both with stems=[…]",
+                    TractWarning,
+                    stacklevel=3,
+                )
 
 
 def _check_module(caller: str, model: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
+import tract_hub
 from tract_hub.errors import TractError
 from tract_hub.names import did_you_mean
 
@@ -37,9 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(ABOUT)
         sys.exit(0 if words else BAD_INPUT)
     if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"tract-hub {version('tract-hub')}")
+        print(f"tract-hub {tract_hub.__version__}")
         sys.exit(0)
     command = words[0]
     if command not in COMMANDS:

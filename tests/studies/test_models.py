@@ -1,79 +1,109 @@
-"""Changes to a model before a study: patch norms, weights from a file."""
-
-from __future__ import annotations
-
-from pathlib import Path
+"""One builder for every model, and errors that say what to do."""
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ConvNextConfig, ViTConfig, ViTForImageClassification
 
 import tract_hub
 from tract_hub.errors import ModelError
-from tract_hub.studies.models.patch_norm import add_patch_norm
-from tract_hub.studies.models.weights import load_weights
+from tract_hub.studies.models import OWN, build_model, logits_of, usual_recipe
+from tract_hub.studies.settings import RECIPES
+from tract_hub.studies.train import Rescaled, Step, make_accelerator
 
-VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-
-
-def vit(seed: int = 0, **options: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return timm.create_model("vit_tiny_patch16_224", **VIT, **options)
+SMALL_VIT = ViTConfig(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32
+)
 
 
-@pytest.mark.parametrize("kind", ["patch", "dual"])
-def test_every_patch_is_normalised_before_it_is_embedded(kind: str) -> None:
-    model, plain = vit(), vit()
-    add_patch_norm(model, kind, "a ViT")
-    images = torch.rand(2, 3, 16, 16) * 200 + torch.rand(2, 3, 1, 1)
-    patches = plain.patch_embed.proj.weight.flatten(1)
-    rows = nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
-    rows = (rows - rows.mean(-1, keepdim=True)) / (
-        rows.var(-1, keepdim=True, correction=0) + 1e-5
-    ) ** 0.5
-    embedded = rows @ patches.T + plain.patch_embed.proj.bias
-    if kind == "dual":
-        embedded = nn.functional.layer_norm(embedded, (16,))
-    torch.testing.assert_close(model.patch_embed(images), embedded, rtol=1e-4, atol=1e-4)
-    own = {name for name, _ in model.named_parameters() if "norm" in name and "patch_embed" in name}
-    assert bool(own) == (kind == "dual")
+def folder_of(path, kind):
+    config = ViTConfig(**SMALL_VIT.to_diff_dict()) if kind == "vit" else ConvNextConfig()
+    config.save_pretrained(path)
+    return str(path)
 
 
-def test_tract_s_rows_are_the_normalised_patches() -> None:
-    model = vit()
-    add_patch_norm(model, "dual", "a ViT")
-    (stem,) = tract_hub.locate(model)
-    assert stem.weight_name == "patch_embed.proj.conv.weight"
-    assert "the pixels pass patch_embed.proj.norm" in " ".join(stem.notes)
+@pytest.mark.parametrize(
+    "name", [*OWN, "resnet18", "vit_tiny_patch16_224", "torchvision:mobilenet_v3_small", "folder"]
+)
+def test_a_model_fits_classes_and_images(name, tmp_path):
+    name = folder_of(tmp_path, "vit") if name == "folder" else name
+    model = build_model(name, classes="abc", channels=3, image_size=32).eval()
+    assert logits_of(model(torch.zeros(2, 3, 32, 32))).shape == (2, 3)
 
 
-def test_a_model_without_patches_has_no_patch_norm() -> None:
-    with pytest.raises(ModelError, match="needs a timm ViT with patch_embed"):
-        add_patch_norm(timm.create_model("test_resnet"), "patch", "test_resnet")
+def test_own_files_build_models(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def net(num_classes, width=4):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))"
+    )
+    model = build_model(f"{file}:net", classes="ab", image_size=8, arguments={"width": 5})
+    assert model[2].in_features == 5
+    with pytest.raises(ModelError, match="did you mean net"):
+        build_model(f"{file}:nett")
 
 
-def test_weights_are_loaded_and_a_head_for_other_classes_stays_fresh(tmp_path: Path) -> None:
-    source, model = vit(1, num_classes=10), vit(2, num_classes=3)
-    head = model.head.weight.clone()
-    save_file(source.state_dict(), tmp_path / "w.safetensors")
-    said = load_weights(model, tmp_path / "w.safetensors", "a ViT")
-    assert said == "weights from w.safetensors, but for head.bias, head.weight"
-    assert torch.equal(model.head.weight, head)
-    assert torch.equal(model.patch_embed.proj.weight, source.patch_embed.proj.weight)
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnet18x", {}, "did you mean resnet18"),
+        ("./nowhere", {}, "no folder"),
+        ("torchvision:resnet1", {}, "did you mean"),
+        ("small-vit", {"pretrained": True}, "leave out --pretrained"),
+        ("google/vit-base-patch16-224", {"classes": "ab", "pretrained": True}, "no network"),
+        ("resnet18", {"pretrained": True, "classes": "ab"}, "leave out --pretrained"),
+    ],
+)
+def test_what_cannot_be_built_is_said(name, options, said, monkeypatch):
+    for variable in ("HF_HUB_OFFLINE",):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=said):
+        build_model(name, **options)
 
 
-def test_weights_of_another_model_are_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
-    model = vit()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
-    (tmp_path / "pickle.pt").write_bytes(b"not a safetensors file")
-    for name, says in {
-        "w.safetensors": "is of another model than a ViT",
-        "pickle.pt": "is no safetensors file",
-        "missing": "is no safetensors file",
-    }.items():
-        with pytest.raises(ModelError, match=says):
-            load_weights(model, tmp_path / name, "a ViT")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+def test_weights_of_a_folder_are_loaded_without_a_word(tmp_path, capfd):
+    ViTForImageClassification(SMALL_VIT).save_pretrained(tmp_path)
+    capfd.readouterr()
+    model = build_model(str(tmp_path), classes="abc", channels=3)
+    saved = ViTForImageClassification.from_pretrained(tmp_path)
+    capfd.readouterr()
+    build_model(str(tmp_path), classes="abc", channels=3)
+    assert capfd.readouterr() == ("", "")
+    name = "vit.embeddings.patch_embeddings.projection.weight"
+    assert torch.equal(model.state_dict()[name], saved.state_dict()[name])
+    with pytest.raises(ModelError, match="--channels 3"):
+        build_model(str(tmp_path), classes="abc", channels=1)
+
+
+def test_the_narrow_resnet_takes_35_mflop_an_image():
+    with FlopCounterMode(display=False) as counter:
+        build_model("narrow-resnet18", classes="ab").eval()(torch.zeros(1, 3, 32, 32))
+    assert 33e6 < counter.get_total_flops() < 38e6
+
+
+def test_usual_recipes_are_of_the_models_kind():
+    own = RECIPES["own"]
+    convolutional = usual_recipe(own, nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    assert (convolutional.optimizer, convolutional.lr) == ("sgd", (0.025,))
+    transformer = usual_recipe(own, nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8)))
+    assert (transformer.optimizer, transformer.lr) == ("adamw", (0.00025,))
+    assert usual_recipe(RECIPES["digits"], nn.Linear(2, 2)) == RECIPES["digits"]
+
+
+def test_rescaled_has_the_direction_of_tract_and_the_ordinary_norm():
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    gradients = {}
+    for kind in ("ordinary", "tract", "rescaled"):
+        torch.manual_seed(0)
+        model = build_model("narrow-resnet18", classes="01234567").train()
+        if kind != "ordinary":
+            tract_hub.enable(model)
+        rescale = Rescaled(model) if kind == "rescaled" else None
+        Step(make_accelerator("cpu"), model, before_update=rescale)(images, labels)
+        gradients[kind] = model.conv1.weight.grad.flatten()
+    scale = gradients["ordinary"].norm() / gradients["tract"].norm()
+    assert abs(scale - 1) > 0.01
+    torch.testing.assert_close(gradients["rescaled"], gradients["tract"] * scale)

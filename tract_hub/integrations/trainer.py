@@ -45,7 +45,11 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     Args:
         lam: as in ``enable``. None: TrAct stays as the model has it when training begins; a
             model without gets λ = 0.1.
-        scope, damping, stems, pixels, example_inputs: as in ``enable``.
+        scope: as in ``enable``.
+        damping: as in ``enable``.
+        stems: as in ``enable``.
+        pixels: as in ``enable``.
+        example_inputs: as in ``enable``.
 
     Raises:
         TractError, ValueError: what ``enable`` raises, when the Trainer is made if ``lam`` is

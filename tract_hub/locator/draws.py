@@ -45,7 +45,7 @@ def own_draws(model: nn.Module) -> Iterator[None]:
 
 
 def _replace(files: set[str]) -> None:
-    generators = [random.random.__self__]
+    generators: list[Any] = [getattr(random.random, "__self__", None)]
     if "numpy.random" in sys.modules:
         generators.append(sys.modules["numpy.random"].rand.__self__)
     for file in {"random", "numpy.random", *files}:

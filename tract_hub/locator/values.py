@@ -170,7 +170,7 @@ def _batch_norm(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Ten
 
 def _layer_norm(tensor: Tensor, shape: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     statistics = tensor.new_empty([*tensor.shape[: -len(shape)], *[1] * len(shape)])
-    return torch.empty_like(tensor), statistics, statistics
+    return tensor.new_empty(tensor.shape), statistics, statistics  # contiguous, as torch's
 
 
 # torch computes shapes of these in Python, which takes half of the time of a ViT-B/16 and, by its

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -109,7 +110,7 @@ def compare(settings: Compare) -> None:
         say(*estimate(experiment, left, step, ratios))
     progress = Progress(left, main)
     train_all(experiment, grid, folder, progress)
-    chosen = choose_lr(folder, settings)
+    chosen = choose_lr(folder, experiment)
     train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
     progress.close()
     if main:
@@ -131,9 +132,7 @@ def answer(
     settings = experiment.settings
     rows = table.read(folder / "runs.jsonl")
     rows = rows[rows["seed"].isin(settings.seed_range())]
-    metric = "balanced_accuracy" if experiment.data.balanced else "accuracy"
-    study = Study(metric, experiment.data.test.labels.numpy(), chosen)
-    longest = max(settings.epochs)
+    study = Study(experiment.metric, experiment.data.test.labels.numpy(), chosen)
     pairs = [
         (arm.name, epochs)
         for epochs in sorted(settings.epochs, reverse=True)
@@ -141,16 +140,22 @@ def answer(
         if arm != ORDINARY
     ]
     found = outcomes(rows, study, pairs, ratios)
+    rates = []
+    if len(settings.lr) > 1:
+        grid = final_by_lr(folder, experiment).unstack("lr")
+        rates = [f"lr {lr:g} for {n} epochs" for n, lr in chosen.items()]
+        say("", "Ordinary training by epochs and learning rate:", grid.round(4).to_string(), *rates)
+    if not found:
+        return
     lines = summary(found)
-    picture = draw(rows, study, found, title(experiment), longest)
-    table.write_atomically(folder / "compare.png", picture)
-    table.write_atomically(folder / "table.csv", lines.to_csv(index=False))
-    rates = [f"{n} epochs: lr {chosen[n]:g}" for n in chosen] if len(settings.lr) > 1 else []
+    picture = draw(rows, study, found, title(experiment), max(settings.epochs))
     facts = [*opening(experiment), *rates, f"on {machine()}"]
     page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
+    table.write_atomically(folder / "compare.png", picture)
+    table.write_atomically(folder / "table.csv", lines.to_csv(index=False))
     table.write_atomically(folder / "report.html", page)
-    say("", *(f"{one.sentence}" for one in found), "")
-    say(lines.set_index("arm").T.to_string(line_width=78, header=True), "", *rates)
+    say("", *(one.sentence for one in found), "")
+    say(lines.set_index("arm").T.to_string(line_width=78), "")
     say(f"written to {folder}: report.html, compare.png, table.csv, runs.jsonl")
 
 
@@ -329,7 +334,7 @@ def check_identity(folder: Path, experiment: Experiment, main: bool) -> None:
         "study": experiment.study,
         "settings": identity(experiment.settings),
         "data": {"classes": list(data.classes), **data.counts, "size": experiment.size},
-        "metric": "balanced_accuracy" if data.balanced else "accuracy",
+        "metric": experiment.metric,
         "test_labels": table.pack(data.test.labels.numpy()),
     }
     path = folder / "study.json"
@@ -392,21 +397,27 @@ def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: P
             train(experiment, run, folder, progress)
 
 
-def choose_lr(folder: Path, settings: Compare) -> dict[int, float]:
+def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
     """Return for each length the learning rate that ordinary training ends best with.
 
     The mean over the grid's seeds of the final accuracy decides, of equals the smaller rate.
     """
+    settings = experiment.settings
     if len(settings.lr) == 1:
         return dict.fromkeys(settings.lengths(ORDINARY), settings.lr[0])
-    metric = json.loads((folder / "study.json").read_text(encoding="utf-8"))["metric"]
+    means = final_by_lr(folder, experiment)
+    return {n: float(means[n].idxmax()) for n in settings.lengths(ORDINARY)}
+
+
+def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:
+    """Return the final accuracy of ordinary training by length and learning rate."""
+    settings = experiment.settings
     rows = table.read(folder / "runs.jsonl")
-    seeds = settings.seed_range()[: settings.grid_seeds]
     rows = rows[
         (rows["arm"] == ORDINARY.name)
         & (rows["epoch"] == rows["epochs"])
-        & rows["seed"].isin(seeds)
+        & rows["epochs"].isin(settings.lengths(ORDINARY))
+        & rows["seed"].isin(settings.seed_range()[: settings.grid_seeds])
         & rows["lr"].isin(settings.lr)
     ]
-    means = rows.groupby(["epochs", "lr"])[metric].mean()
-    return {int(n): float(means[n].idxmax()) for n in settings.lengths(ORDINARY)}
+    return rows.groupby(["epochs", "lr"])[experiment.metric].mean()

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tract_hub
 from tract_hub.locator.search import follow
+from tract_hub.locator.trace import follow_pixels
 from tract_hub.errors import TractWarning
 from tract_hub.method.calls import LinearCall
 from tract_hub.studies.models import build_model, build_without_weights
@@ -69,7 +70,8 @@ def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
     said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
     attempt = follow(model)
     with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
-        attempt.again()
+        for call in (attempt.example, *attempt.example.also):
+            follow_pixels(attempt.copied, call.args, call.kwargs, {}, method=call.method)
     shapes = [list(pixels.shape) for pixels in attempt.example.pixels]
     inputs = batch / shapes[0][0]
     step = 3 * counter.get_total_flops() * inputs

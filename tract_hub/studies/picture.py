@@ -66,7 +66,7 @@ def draw(
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
-    verdict = textwrap.fill(shown[0].sentence if shown else "", 120)
+    verdict = textwrap.fill(shown[0].sentence if shown else "", 150)
     figure.suptitle(f"{title}\n{verdict}", fontsize=11, x=0.01, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

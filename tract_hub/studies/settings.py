@@ -131,7 +131,7 @@ class Compare:
     grid_seeds: int = 3
     """Seeds of the choice among several learning rates."""
     optimizer: str = "sgd"
-    """sgd, adamw, or any optimizer of timm; usual: timm's usual one for the model's kind, as are
+    """sgd (with Nesterov momentum), adamw, or any optimizer of timm; usual: timm's usual one for the model's kind, as are
     the values below where they are None."""
     momentum: float = 0.9
     """Of sgd and its kin."""
@@ -226,7 +226,8 @@ def shown_names(settings: Compare) -> tuple[str, str]:
 
 # The learning rates of the narrow models are those that ordinary training likes best for that
 # length, of the grid in scripts/studies.
-_DIGITS = Compare(threads=1)
+# Size, length and rate of the default by scripts/studies/default_study.py, from ordinary runs.
+_DIGITS = Compare(threads=1, image_size=16, epochs=(2,), lr=(0.1,), seeds=20)
 _CIFAR = Compare(
     data="uoft-cs/cifar10",
     augment="crop-flip",
@@ -259,7 +260,9 @@ RECIPES: dict[str, Compare] = {
     "small-vit": replace(_SMALL_VIT, model="small-vit"),
     "conv-vit": replace(_SMALL_VIT, model="conv-vit"),
     # The settings of the paper's figures; 5e-4 is the custom for SGD, the paper states none.
-    "cifar-resnet18": replace(_CIFAR, model="resnet18-small-images", lr=(0.08,)),
+    "cifar-resnet18": replace(
+        _CIFAR, model="resnet18-small-images", optimizer="momentum", lr=(0.08,)
+    ),
     "cifar-vit": replace(_VIT, model="cifar-vit"),
 }
 RECIPES = {name: replace(settings, recipe=name) for name, settings in RECIPES.items()}

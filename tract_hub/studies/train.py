@@ -40,6 +40,8 @@ def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerat
         SettingsError: the device is not here, or cannot compute so.
 
     """
+    if precision == "fp16" and (device == "cpu" or not torch.accelerator.is_available()):
+        raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
     if device != "auto":
         try:
             torch.zeros(1, device=device)
@@ -54,8 +56,6 @@ def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerat
         mixed_precision="no" if precision == "fp32" else precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
-    if precision == "fp16" and accelerator.device.type == "cpu":
-        raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
     return accelerator
 
 
@@ -206,6 +206,11 @@ class Experiment:
     data: ImageData
     size: int
     accelerator: Accelerator
+
+    @property
+    def metric(self) -> str:
+        """The column of the table that the study is about."""
+        return "balanced_accuracy" if self.data.balanced else "accuracy"
 
     def model(self, seed: int, arm: Arm = ORDINARY) -> nn.Module:
         """Return a fresh model of an arm; all arms of a seed have the same weights."""

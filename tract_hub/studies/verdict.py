@@ -21,7 +21,7 @@ WORTH_SHOWING = 0.03
 """A difference that a user would act on, in accuracy: how many seeds would show it is said."""
 LEVELS = (0.5, 0.8, 0.95)
 """Shares of the ordinary final accuracy at which the speed-up is told."""
-PROFILE = tuple(np.arange(20, 101) / 100)
+PROFILE = tuple(float(share) for share in np.arange(50, 101) / 100)
 ABOVE_CHANCE = 0.02
 """Share of the way from chance to 100 % below which a training has learned nothing to compare."""
 
