@@ -107,7 +107,7 @@ class Accumulator:
         sums = self.sums
         if sums is None:
             sums = torch.zeros(groups, features, features, dtype=wide, device=device)
-        return torch.cat([sums.flatten().to(device, wide), sums.new_tensor([float(self.rows)])])
+        return torch.cat([sums.flatten().to(device, wide), sums.new_full((1,), self.rows)])
 
     def finish(self, packed: Tensor) -> None:
         """Correct the gradient by the sums of all processes."""
@@ -199,7 +199,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     for accumulator in _live:
         if accumulator.rows and _is_of_deepspeed(accumulator.parameter):
             raise TractError(
-                f"DeepSpeed makes a step with the ordinary gradient of {accumulator.weight_name!r}: "
+                f"DeepSpeed steps with the ordinary gradient of {accumulator.weight_name!r}: "
                 "call tract_hub.finish(model) between engine.backward(loss) and engine.step(), or "
                 "pass scope='local', as with Accelerate, which makes the step in its backward"
             )
