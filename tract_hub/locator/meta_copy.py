@@ -227,6 +227,7 @@ def _computes(hook: Any) -> bool:
 
 def has_user_hooks(model: nn.Module) -> bool:
     """Whether a copy leaves out forward hooks of the user."""
+    # torch has no public list of a module's hooks, here and below.
     hooks = (
         h
         for m in model.modules()
@@ -237,7 +238,6 @@ def has_user_hooks(model: nn.Module) -> bool:
 
 def has_user_pre_hook(module: nn.Module) -> bool:
     """Whether a hook that the copy leaves out may change what the module is called on."""
-    # torch has no public list of a module's hooks.
     return not all(
         _origin(hook).startswith(_LIBRARIES) for hook in module._forward_pre_hooks.values()
     )

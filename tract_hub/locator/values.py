@@ -94,6 +94,7 @@ def _to_meta(tensor: Tensor) -> Tensor:
 def _answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _ALIKE and _are_alike(args):
         return torch.empty_like(args[0])
+    # ``_schema``, here and above: an operator tells its name and arguments by no public one.
     answer = _ANSWERS.get(func) or _ANSWERS_BY_NAME.get(func._schema.name)
     return answer(*args, **kwargs) if answer else func(*args, **kwargs)
 
