@@ -16,7 +16,14 @@ from tract_hub.locator.locate import locate
 from tract_hub.locator.named import named_stems
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.accumulate import finish_step
-from tract_hub.method.forward import OPACUS, ModelForward, StemForward, is_private, stand_ins
+from tract_hub.method.forward import (
+    OPACUS,
+    ModelForward,
+    ScriptedTwin,
+    StemForward,
+    is_private,
+    stand_ins,
+)
 from tract_hub.stem import Stem
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -238,6 +245,9 @@ def _attach(
             forward.attach()
             forwards.append(forward)
             by_module[site.module_name] = forward
+    paths = [name.split(".") if name else [] for name in by_module]
+    for name in {".".join(path[:depth]) for path in paths for depth in range(len(path) + 1)}:
+        ScriptedTwin(model.get_submodule(name)).attach()
     inner, prefix = unwrap(model)
     names = {name.removeprefix(prefix): forward for name, forward in by_module.items()}
     ModelForward(inner, names).attach()
