@@ -5,20 +5,19 @@
     torchrun … -m tract_hub.launch [options] script.py arguments…
 
 When the script ends, one line on stderr says which models got TrAct, and how many optimizer steps
-used it: those before which a forward in training mode applied it. The exit status is the script's
-own where that is not 0; 2 where the command is wrong; 3 where no step used TrAct.
+used it. A step used it if a forward in training mode applied it before. The exit status is the
+script's own if that is not 0, 2 if the command is wrong, and 3 if no step used TrAct.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from tract_hub.config import Damping, Scope
+from tract_hub.config import Damping, Scope, Settings
 from tract_hub.integrations.script import ScriptWatch, TrainedModel, run_script
 
 UNUSED = 3
@@ -32,9 +31,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         arguments: instead of ``sys.argv[1:]``.
 
     """
-    options = _parsed(arguments)
-    given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
-    watch = ScriptWatch(given, options.model)
+    options, settings = _parsed(arguments)
+    watch = ScriptWatch(settings, options.model)
     try:
         with watch:
             run_script(options.script, options.arguments, options.module)
@@ -49,7 +47,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     raise SystemExit(0 if used else UNUSED)
 
 
-def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+def _parsed(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(
         prog="tract_hub.launch",
         description="Run an unmodified training script with TrAct on the models that it trains.",
@@ -58,7 +56,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--lam", type=_positive, help="damping λ (default: 0.1)")
+    add("--lam", type=float, help="damping λ (default: 0.1)")
     add("--scope", choices=get_args(Scope), help="whose rows the Gram matrix is taken over")
     add("--damping", choices=get_args(Damping), help="whether λ is relative to the mean square")
     add("--model", metavar="NAME", help="the one to treat: class, variable, or module inside")
@@ -66,28 +64,14 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("script")
     add("arguments", nargs=argparse.REMAINDER, help="of the script").required = False
     options = parser.parse_args(arguments)
-    exists = _module_exists(options.script) if options.module else Path(options.script).exists()
-    if not exists:
-        kind = "module" if options.module else "script"
-        parser.error(f"there is no {kind} {options.script}; its own options stand after it")
-    return options
-
-
-def _module_exists(name: str) -> bool:
-    sys.path.insert(0, "")
+    settings = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of a package above it
-        return False
-    finally:
-        sys.path.remove("")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a finite number greater than 0, got {text}")
-    return value
+        Settings(**settings)
+    except ValueError as error:
+        parser.error(str(error))
+    if not (options.module or Path(options.script).exists()):
+        parser.error(f"there is no script {options.script}; its own options stand after it")
+    return options, settings
 
 
 def _summary(watch: ScriptWatch) -> str:

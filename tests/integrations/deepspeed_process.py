@@ -1,4 +1,4 @@
-"""One process of ``test_deepspeed.py``: ``deepspeed_process.py STAGE``, started by torchrun."""
+"""One process of ``test_deepspeed.py``: ``deepspeed_process.py STAGE WORLD``, by torchrun."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import sys
 import deepspeed
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor
 
-from tests.integrations.processes import BATCH, at_once, batch, build, errors, loss_of, mine
+import tract_hub
+from tests.integrations.processes import (
+    BATCH,
+    at_once,
+    batch,
+    build,
+    errors,
+    loss_of,
+    message_of,
+    mine,
+)
 
 PARTS = 2
 
@@ -32,23 +40,23 @@ def main() -> None:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    plugin = DeepSpeedPlugin(hf_ds_config=config)
-    accelerator = Accelerator(cpu=True, deepspeed_plugin=plugin, gradient_accumulation_steps=PARTS)
-    model = build()
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1.0))
-    found = []
-    for _ in range(2):  # SGD with a rate of 1 moves each weight by its gradient
-        before = weights(model, stage)
-        for images, labels in mine(*batch(), parts=PARTS):
-            with accelerator.accumulate(model):
-                accelerator.backward(loss_of(model, images, labels, world * PARTS))
-                optimizer.step()
-                optimizer.zero_grad()
-        after = weights(model, stage)
-        moved = {name: before[name] - after[name] for name in before}
-        found.append(errors(moved, at_once(weights=before)))
+    model = build("local" if stage == 3 else "global")
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    found, message = [], "no error"
+    for finishes in (True, True, False):  # SGD with a rate of 1 moves each weight by its gradient
+        before = weights(engine, stage)
+        for number, (images, labels) in enumerate(mine(*batch(), parts=PARTS)):
+            engine.backward(loss_of(engine, images, labels, world * PARTS))
+            if finishes and number == PARTS - 1:
+                tract_hub.finish(model)
+            message = message_of(engine.step)
+        if finishes and stage < 3:
+            after = weights(engine, stage)
+            moved = {name: before[name] - after[name] for name in before}
+            found.append(errors(moved, at_once(weights=before)))
     if dist.get_rank() == 0:
-        print(json.dumps(found))
+        print(json.dumps({"steps": found, "message": message}))
     dist.destroy_process_group()
 
 

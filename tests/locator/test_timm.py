@@ -84,6 +84,20 @@ def test_features_only(name, expected) -> None:
     assert found(build(name, features_only=True)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("vit_tiny_patch16_224", "patch_embed.proj"),
+        ("resnet18", "conv1"),
+        ("convnext_atto", "stem.0"),
+    ],
+)
+def test_a_frozen_stem_before_layers_that_learn(name, stem) -> None:
+    model = build(name)
+    model.get_submodule(stem).requires_grad_(False)
+    assert found(model) == [stem]
+
+
 def test_use_naflex() -> None:
     model = build("vit_tiny_patch16_224", use_naflex=True)
     assert found(model) == ["embeds.proj"]

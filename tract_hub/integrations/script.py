@@ -130,10 +130,11 @@ class ScriptWatch:
         self._made_with = weakref.WeakKeyDictionary()
         self._waiting: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # for their first step
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._ordinary_call = nn.Module.__call__
         self._undo = ExitStack()
 
     def __enter__(self) -> ScriptWatch:
-        init, call = Optimizer.__init__, nn.Module.__call__
+        init, call = Optimizer.__init__, self._ordinary_call
 
         @functools.wraps(init)
         def noted_init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -172,7 +173,8 @@ class ScriptWatch:
             return f"the script trains no model {self.name!r}, but {others}"
         return (
             "no module with parameters that a torch optimizer of this process holds was trained on "
-            "images (processes are seen where torchrun or accelerate launch starts them)"
+            "images (start processes with torchrun or accelerate launch; with optimizers that are "
+            "not torch's, call tract_hub.enable(model) in the script)"
         )
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -187,6 +189,8 @@ class ScriptWatch:
             model.count(optimizer)
         if _has_gradients(optimizer):  # some scripts make an empty step first
             self._waiting.discard(optimizer)
+        if not self._waiting:
+            nn.Module.__call__ = self._ordinary_call  # type: ignore[method-assign]
 
     def _look_at(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Enable TrAct on a module that is called, if it is a model that is trained on images."""
@@ -200,7 +204,7 @@ class ScriptWatch:
         tensors = _floating_tensors((args, kwargs))
         if self.name is None and (not tensors or any(t.requires_grad for t in tensors)):
             return  # token ids, or features that another model made
-        if not self._is_asked_for(model):
+        if self.name and not (self._is_named(model) or self.name in dict(model.named_modules())):
             self._other_names.add(name)
         elif not model.training:
             self.left[name] = IN_EVAL_MODE
@@ -218,10 +222,6 @@ class ScriptWatch:
                 self._enable(model, _example_inputs(model, args, kwargs), trained)
             except TractError as error:
                 self.left[name] = str(error).removeprefix(f"{name}: ")
-
-    def _is_asked_for(self, model: nn.Module) -> bool:
-        inside = any(name == self.name for name, _ in model.named_modules())
-        return self.name is None or self._is_named(model) or inside
 
     def _is_named(self, model: nn.Module) -> bool:
         variable = vars(sys.modules["__main__"]).get(str(self.name))

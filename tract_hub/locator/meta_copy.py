@@ -168,6 +168,8 @@ def _ordinary_class(module: nn.Module) -> type[nn.Module]:
 class _NotCompiled(nn.Module):
     """Stands for a module of ``torch.compile``."""
 
+    _orig_mod: nn.Module
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod(*args, **kwargs)
 

@@ -20,10 +20,22 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ...]:
     """Describe the layers that a user named, or named the weights of.
 
+    Args:
+        model: any module.
+        stems: names of layers or weights in it, with or without what wrappers put before them, or
+            stems that ``locate`` found in it or in a model of the same build.
+
+    Returns:
+        The layers, sorted by the name of their weight.
+
     Raises:
         TypeError: ``stems`` is no list of names.
         StemNotFoundError: there is no such layer, or a ``Stem`` of another model.
         UnsupportedStemError: it is no Conv1d, Conv2d, Conv3d or Linear.
+
+    Example:
+        >>> named_stems(timm.create_model("resnet18"), ["conv1"])[0].in_features
+        147
 
     """
     several = isinstance(stems, (Sequence, Set)) and not isinstance(stems, str)
@@ -31,9 +43,7 @@ def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ..
         raise TypeError("stems must be a list of names of layers, such as ['conv1']")
     if not stems:
         raise StemNotFoundError("stems is empty: name at least one layer, or leave it out")
-    found = [
-        _checked(model, stem) if isinstance(stem, Stem) else _named(model, stem) for stem in stems
-    ]
+    found = [_checked(model, s) if isinstance(s, Stem) else _named(model, s) for s in stems]
     unique: dict[str, Stem] = {}
     for stem in sorted(found, key=lambda stem: stem.weight_name):
         if not any(stem.sites[0] in known.sites for known in unique.values()):  # one weight, twice
@@ -63,8 +73,7 @@ def _checked(model: nn.Module, stem: Stem) -> Stem:
 
 def _named(model: nn.Module, entry: str) -> Stem:
     modules = dict(model.named_modules(remove_duplicate=False))
-    prefix = unwrap(model)[1]
-    for name in (entry, prefix + entry, entry.removesuffix(".weight")):
+    for name in (entry, unwrap(model)[1] + entry, entry.removesuffix(".weight")):
         if name in modules:
             stem = _stem_of(name, modules[name])
             return replace(stem, sites=(*stem.sites, *_tied(model, stem)))
@@ -78,54 +87,37 @@ def _stem_of(name: str, module: nn.Module) -> Stem:
             f"{name!r} is a {type(module).__name__}: TrAct treats Conv1d, Conv2d, Conv3d, Linear "
             "and their subclasses; leave stems out to have the first layers found"
         )
-    parameters = _weight_parameters(module)
-    operation, features = _kind(module)
+    # Not by module.weight: a spectral norm would step on being read.
+    if isinstance(module, nn.Linear):
+        features = module.in_features
+    else:
+        features = module.in_channels // module.groups * math.prod(module.kernel_size)
+    site = _site(name, module)
     return Stem(
-        weight_name=f"{name}.{parameters[0]}".lstrip("."),
+        weight_name=f"{name}.{site.parameters[0]}".lstrip("."),
         module_name=name,
         module=module,
         in_features=features,
-        operation=operation,
-        sites=(Site(name, operation, parameters),),
-        derived=parameters != ("weight",),
+        operation=site.operation,
+        sites=(site,),
+        derived=site.parameters != ("weight",),
         reason="named by the user",
     )
 
 
 def _tied(model: nn.Module, stem: Stem) -> Iterator[Site]:
-    """Where else the weight of a layer is applied: all uses share one matrix.
-
-    Raises:
-        UnsupportedStemError: by a module that is no such layer.
-
-    """
+    """Where else the weight of a layer is applied."""
     held = dict(stem.module.named_parameters(recurse=False))
     own = {id(held[name]) for name in stem.sites[0].parameters if name in held}
     for name, module in model.named_modules():
-        if module is stem.module or own.isdisjoint(map(id, module.parameters(recurse=False))):
-            continue
-        if not isinstance(module, _LAYERS) or _kind(module)[0] != stem.operation:
-            raise UnsupportedStemError(
-                f"{stem.weight_name!r} is a parameter of {name!r} too, a {type(module).__name__}: "
-                "TrAct cannot treat a weight that is applied to something else as well"
-            )
-        yield Site(name, stem.operation, _weight_parameters(module))
+        shared = not own.isdisjoint(map(id, module.parameters(recurse=False)))
+        if shared and module is not stem.module and isinstance(module, _LAYERS):
+            yield _site(name, module)
 
 
-def _kind(module: nn.Module) -> tuple[str, int]:
-    """Operation and features of a layer, without ``.weight``: a norm would step on being read."""
-    if isinstance(module, nn.Linear):
-        return "linear", module.in_features
-    kernel: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
-    channels: int = module.in_channels // module.groups  # type: ignore[operator, assignment]
-    return f"conv{len(kernel)}d", channels * math.prod(kernel)
-
-
-def _weight_parameters(module: nn.Module) -> tuple[str, ...]:
-    """All parameters of a layer but its bias, the largest first: its weight is made of them."""
-    sizes = {
-        name: parameter.numel()
-        for name, parameter in module.named_parameters()
-        if "bias" not in name.split(".")
-    }
-    return tuple(sorted(sizes, key=lambda name: -sizes[name]))
+def _site(name: str, module: nn.Module) -> Site:
+    """A weight may be made of several parameters, the largest of which gives it its name."""
+    sizes = {n: p.numel() for n, p in module.named_parameters() if "bias" not in n.split(".")}
+    parameters = tuple(sorted(sizes, key=lambda parameter: -sizes[parameter]))
+    kernel = getattr(module, "kernel_size", ())
+    return Site(name, f"conv{len(kernel)}d" if kernel else "linear", parameters)

@@ -22,7 +22,7 @@ from tract_hub.locator.meta_copy import has_user_hooks, meta_copy
 from tract_hub.locator.mismatch import Mismatch
 from tract_hub.locator.trace import Trace, follow_pixels
 from tract_hub.locator.zoos.examples import Example, given_example, inputs_of, marked
-from tract_hub.locator.zoos.lookup import examples_for, prepare, zoo_of
+from tract_hub.locator.zoos.lookup import examples_for, zoo_of
 
 ADVICE = (
     "name the layers to treat with stems=[…], or pass the inputs that its forward takes as "
@@ -105,9 +105,7 @@ class _Runner:
 
     @classmethod
     def on(cls, model: nn.Module, user_hooks: bool) -> _Runner:
-        copied = meta_copy(model, user_hooks)
-        prepare(model, copied)
-        return cls(model, copied, [*model.parameters(), *model.buffers()])
+        return cls(model, meta_copy(model, user_hooks), [*model.parameters(), *model.buffers()])
 
     def run(self, example: Example) -> Attempt:
         """Run one example: in training mode, in which TrAct acts, else in eval mode.

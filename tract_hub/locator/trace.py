@@ -200,7 +200,7 @@ class _Layers(TorchFunctionMode):
         call = read_call(func, args, kwargs)
         try:
             after = self._record(call) if call else None
-            output = run_first_step(func, args, kwargs) or self.run(func, args, kwargs)
+            output: Any = run_first_step(func, args, kwargs) or self.run(func, args, kwargs)
         except Exception:
             self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
             raise
@@ -357,7 +357,7 @@ def _byte(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 _ANSWERS: dict[Callable[..., Any], Answer] = {
-    torch.Tensor.device.__get__: _on_cpu,  # type: ignore[attr-defined]
+    torch.Tensor.device.__get__: _on_cpu,
     # What torch.no_grad calls; is_grad_enabled does not tell who turned gradients off.
     torch._C._set_grad_enabled: _set_grad,
     torch.Tensor.dtype.__get__: _dtype,  # type: ignore[attr-defined]

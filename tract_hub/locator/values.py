@@ -158,6 +158,11 @@ def _keep_one(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return torch.empty(min(1, scores.numel()), dtype=torch.int64, device="meta")
 
 
+def _grouped_mm(rows: Tensor, experts: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A mixture of experts: on meta, torch takes half precision alone (dots3_note)."""
+    return rows.new_empty((*rows.shape[:-1], experts.shape[-1]))
+
+
 def _to_copy(tensor: Tensor, **kwargs: Any) -> Tensor:
     """Whatever has no values cannot leave the meta device."""
     return aten._to_copy.default(tensor, **{**kwargs, "device": torch.device("meta")})  # type: ignore[no-any-return]
@@ -170,7 +175,7 @@ def _batch_norm(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Ten
 
 def _layer_norm(tensor: Tensor, shape: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     statistics = tensor.new_empty([*tensor.shape[: -len(shape)], *[1] * len(shape)])
-    return torch.empty_like(tensor), statistics, statistics
+    return tensor.new_empty(tensor.shape), statistics, statistics  # contiguous, as torch's
 
 
 # torch computes shapes of these in Python, which takes half of the time of a ViT-B/16 and, by its
@@ -198,8 +203,11 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
 }
 
-_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {"torchvision::nms": _keep_one}
-"""Operations of libraries that are perhaps not imported."""
+_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {
+    "torchvision::nms": _keep_one,
+    "aten::_grouped_mm": _grouped_mm,
+}
+"""Operations of libraries that are perhaps not imported, or that older versions do not have."""
 
 _SIZES: dict[Any, Callable[..., float]] = {
     aten._to_copy.default: lambda tensor: tensor.numel(),

@@ -8,6 +8,7 @@ and the gradient is corrected once, as K-FAC does.
 
 from __future__ import annotations
 
+import importlib
 import os
 import weakref
 from collections.abc import Iterable
@@ -26,7 +27,13 @@ from tract_hub.config import Settings
 from tract_hub.errors import TractError
 from tract_hub.method.calls import LinearCall
 from tract_hub.method.correct import Moment, divide
-from tract_hub.method.gram import count_rows, gram_matrix, product_dtype, widest_dtype
+from tract_hub.method.gram import (
+    count_rows,
+    gram_matrix,
+    has_fast_float64,
+    product_dtype,
+    widest_dtype,
+)
 
 
 class Accumulator:
@@ -71,8 +78,8 @@ class Accumulator:
         if self._was_discarded():
             self.clear()
         dtype = product_dtype(call.input, operands)
-        if dtype == torch.float32:  # the step's damping may be too small for it: nobody looks
-            dtype = widest_dtype(call.input.device)
+        if dtype == torch.float32 and has_fast_float64(call.input.device):
+            dtype = torch.float64  # nobody looks whether the damping is too small for float32
         rows = count_rows(call)
         with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
             if rows:
@@ -100,13 +107,15 @@ class Accumulator:
         sums = self.sums
         if sums is None:
             sums = torch.zeros(groups, features, features, dtype=wide, device=device)
-        return torch.cat([sums.flatten().to(device, wide), sums.new_tensor([float(self.rows)])])
+        return torch.cat([sums.flatten().to(device, wide), sums.new_full((1,), self.rows)])
 
     def finish(self, packed: Tensor) -> None:
         """Correct the gradient by the sums of all processes."""
         groups, features = self.shape
-        gradient = self.parameter.grad
-        rows = packed[-1]
+        parameter, rows = self.parameter, packed[-1]
+        gradient = parameter.grad
+        if gradient is None and _is_of_deepspeed(parameter):
+            gradient = importlib.import_module("deepspeed.utils").safe_get_full_grad(parameter)
         if gradient is not None:
             sums = packed[:-1].view(groups, features, features)
             moment = Moment(sums, rows.clamp_min(1), self.eps or torch.finfo(packed.dtype).eps)
@@ -115,6 +124,8 @@ class Accumulator:
                 local = local.mT if self.transposed else local
                 corrected = divide(local, moment, self.settings)
                 local.copy_(torch.where(rows > 0, corrected, local))
+            if parameter.grad is None:
+                importlib.import_module("deepspeed.utils").safe_set_full_grad(parameter, gradient)
         self.clear()
 
     def _was_discarded(self) -> bool:
@@ -124,6 +135,8 @@ class Accumulator:
             return False
         if self._at_rest is None or self._at_rest() is not parameter:
             return False  # FSDP2 keeps the gradient elsewhere
+        if _is_of_deepspeed(parameter):
+            return False  # and so does ZeRO
         gradient = parameter.grad
         if gradient is None:
             return True
@@ -181,6 +194,13 @@ def finish_step(accumulators: Iterable[Accumulator]) -> None:
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    for accumulator in _live:
+        if accumulator.rows and _is_of_deepspeed(accumulator.parameter):
+            raise TractError(
+                f"DeepSpeed steps with the ordinary gradient of {accumulator.weight_name!r}: "
+                "call tract_hub.finish(model) between engine.backward(loss) and engine.step(), or "
+                "pass scope='local', as with Accelerate, which makes the step in its backward"
+            )
     held = _held_by(optimizer)
     finish_step(held)
     for accumulator in held:
@@ -203,6 +223,11 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
 def _held_by(optimizer: Optimizer) -> list[Accumulator]:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [accumulator for accumulator in _live if id(accumulator.parameter) in held]
+
+
+def _is_of_deepspeed(parameter: Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO keeps the gradient of a parameter: by stages 1 and 2, or by 3."""
+    return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
 
 
 def _remove_idle_hooks() -> None:

@@ -132,7 +132,14 @@ def _read_matmul(input: Tensor, other: Tensor, **_: Any) -> LinearCall | None:
     return LinearCall("matmul", input, other) if other.dim() == 2 else None
 
 
+_aten = torch.ops.aten  # what the modules of torch.export call
+
 _READERS: dict[Callable[..., Any], Callable[..., LinearCall | None]] = {
+    _aten.conv1d.default: _conv_reader(1),
+    _aten.conv2d.default: _conv_reader(2),
+    _aten.conv3d.default: _conv_reader(3),
+    _aten.conv2d.padding: _conv_reader(2),
+    _aten.linear.default: _read_linear,
     torch.conv1d: _conv_reader(1),
     torch.conv2d: _conv_reader(2),
     torch.conv3d: _conv_reader(3),

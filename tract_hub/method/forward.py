@@ -20,19 +20,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from tract_hub.config import Settings
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.accumulate import Accumulator, join, leave
 from tract_hub.method.calls import LinearCall, read_call, with_weight
+from tract_hub.method.correct import in_transform
 from tract_hub.method.gate import (
     GATES,
     AccumulatorGate,
     OutputGate,
     Use,
     gate_weight,
-    in_transform,
     suits_output_gate,
     use_of,
 )
@@ -210,6 +211,8 @@ class StemForward(StandIn):
             self._warn_once("fx", _INLINED.format(self.weight_name))
             return self.run(args, kwargs)
         if not torch.compiler.is_compiling():
+            if any(is_private(weight) for weight in self.weights()):
+                raise TractError(OPACUS)
             self._watch()
         if not self.module.training:
             self._last = "bypassed"
@@ -314,9 +317,9 @@ class StemForward(StandIn):
             self._warned.add(kind)
             warnings.warn(message, TractWarning, stacklevel=4)
 
-    def _watch(self) -> None:
+    def _watch(self, weights: Iterable[Tensor] | None = None) -> None:
         """Have autograd say when the weight gets a gradient, to report one that passed TrAct by."""
-        for weight in self.weights():
+        for weight in self.weights() if weights is None else weights:
             watched = self._watched.get(id(weight))
             if watched is not None and watched[0]() is weight:
                 continue
@@ -330,18 +333,13 @@ class StemForward(StandIn):
         """Look at a gradient that has just arrived in the parameter's ``.grad``."""
         if self.accumulator is not None:
             self.accumulator.note_gradient(parameter)
-        if hasattr(parameter, "grad_sample"):
-            raise TractError(
-                f"Opacus steps with the gradients of each image, and TrAct corrects that of the "
-                f"batch: call tract_hub.disable(model) before the optimizer of {self.weight_name!r}"
-            )
         if self._last == "bypassed":
             self._warn_once(
                 "eval",
                 f"TrAct left the gradient of {self.weight_name!r} as it was: the forward ran in "
                 "eval mode. Call model.train() before a training step.",
             )
-        elif not self._last:
+        elif not self._last and self._warned.isdisjoint(("fx", "replaced")):
             self._warn_once("rebuilt", _PASSED_BY.format(self.weight_name))
 
     def _begin(self) -> None:
@@ -366,13 +364,14 @@ class StemForward(StandIn):
             "features": self.features,
             "settings": asdict(self.settings),
             "first": self.first,
+            "weights": list(self.weights()),
         }
 
     def _restore(self, module: nn.Module, state: dict[str, Any]) -> None:
+        weights = state.pop("weights")  # the module has none yet where it is being copied
         super()._restore(module, state | {"settings": Settings(**state["settings"])})
         self._begin()
-        if "_parameters" in module.__dict__:  # not yet, where a pickle is being loaded
-            self._watch()
+        self._watch(weights)
 
 
 class StemRepr(StandIn):
@@ -408,6 +407,7 @@ class ModelForward(StandIn):
             for name, stem in self.stems.items():
                 if not _holds(self.module, name, stem):
                     self._warned = True
+                    stem._warned.add("replaced")
                     _warn_of_replacement(stem.weight_name)
         return self.run(args, kwargs)
 
@@ -451,7 +451,12 @@ class _ReadCalls(TorchFunctionMode):
 
     def _is_computed_elsewhere(self, tensor: Tensor) -> bool:
         """Tell a weight that no function seen here has made: scripted, or cached."""
-        if torch.compiler.is_compiling() or tensor.grad_fn is None:
+        if torch.compiler.is_compiling():
+            # It has no graph to ask, and shows no mode torch._weight_norm.
+            return parametrize.is_parametrized(self.stem.module) and not isinstance(
+                tensor, nn.Parameter
+            )
+        if tensor.grad_fn is None:
             return False
         known = list(self.stem.weights())
         return any(leaf is weight for leaf in _leaves(tensor.grad_fn) for weight in known)
@@ -488,6 +493,11 @@ def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumul
     return gated
 
 
+def is_private(weight: Tensor) -> bool:
+    """Whether Opacus takes the gradients of a weight: in grad_sample, or by expanded weights."""
+    return hasattr(weight, "grad_sample") or type(weight).__name__ == "ExpandedWeight"
+
+
 def _arrived(stem: StemForward | None, parameter: Tensor) -> None:
     if stem is not None and stem.active:
         stem.arrived(parameter)
@@ -507,14 +517,15 @@ def _leaves(node: Any) -> Iterator[Tensor]:
 
 
 def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
-    """Whether the stem's module is still at its place, or in a wrapper there, and trainable."""
+    """Whether the stem's module is still at its place, or it or a copy in a wrapper there."""
     found: nn.Module | None = model
     for part in name.split(".") if name else ():
         found = None if found is None else found._modules.get(part)
-    if found is stem.module:
-        return True
-    wrapped = found is not None and any(module is stem.module for module in found.modules())
-    return wrapped and not stem.frozen
+    if found is None or found is stem.module:
+        return found is not None
+    # peft's modules_to_save trains a copy; its LoRA freezes the layer and trains another beside it.
+    inside = (stand_in for module in found.modules() for stand_in in stand_ins(module))
+    return any(isinstance(each, StemForward) and not each.frozen for each in inside)
 
 
 def _warn_of_replacement(name: str) -> None:
@@ -529,6 +540,11 @@ def _warn_of_replacement(name: str) -> None:
 # Run while a graph is made, not in it. torch.compiler.assume_constant_result sets this and no more,
 # but imports the whole compiler, which takes longer than all the rest of this package.
 _warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+OPACUS = (
+    "Opacus steps with the gradient of each image, and TrAct corrects that of the batch: call "
+    "tract_hub.disable(model) before it makes the model private"
+)
 
 _NOT_COMPILED = (
     "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "

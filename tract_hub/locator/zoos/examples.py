@@ -102,7 +102,7 @@ class Input(NamedTuple):
 
 def inputs_of(function: Callable[..., Any], example: Example) -> list[Input]:
     """Name the tensors that an example passes to a function."""
-    names = []
+    names: list[str] = []
     for parameter in signature(function).parameters.values():
         if parameter.kind is Parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}[{i}]" for i in range(len(example.args) - len(names))]

@@ -24,6 +24,9 @@ UNNAMED_PIXELS = re.compile(r"inputs|hidden_states")
 SPECTROGRAMS = re.compile(r"input_features|input_values")
 """Parameters that are sound, followed where a forward takes no pixels."""
 
+WORDS = re.compile(r"(decoder_|classes_|tasks_|qformer_)?(input_ids|attention_mask)")
+"""Parameters that are a text, or say which of its words count."""
+
 LENGTH = 16
 """Tokens of a text: short, for some models take no more."""
 
@@ -66,9 +69,14 @@ def make_inputs(
             kwargs[name] = torch.empty(shape, dtype=situation.dtype, device="meta")
             if not (seen and SPECTROGRAMS.fullmatch(name)):
                 pixels.append(kwargs[name])
-        elif name in MAKERS:
-            kwargs[name] = MAKERS[name](situation)
+        elif maker := maker_of(name):
+            kwargs[name] = maker(situation)
     return kwargs, tuple(pixels)
+
+
+def maker_of(name: str) -> Callable[[Situation], Any] | None:
+    """Return what makes an input of this name, None where it is not known."""
+    return MAKERS.get(name) or (_words if WORDS.fullmatch(name) else None)
 
 
 def _sizes_for(name: str, situation: Situation) -> ImageSizes:
@@ -90,25 +98,9 @@ def _video_sizes(situation: Situation) -> ImageSizes:
     return replace(situation.sizes, clips=clips)
 
 
-def _token_types(situation: Situation) -> Tensor:
-    """A text of words (0), the tokens of an image (1), words, those of a video (2), words."""
-    run = _tokens(situation)
-    return torch.tensor([[0, *[1] * run, 0, 0, *[2] * run, 0]])
-
-
 def _tokens(situation: Situation) -> int:
     """Tokens of a text that stand for one image."""
-    if "patches" in situation.layout:
-        return situation.sizes.patches // situation.sizes.merge**2
-    return LENGTH // 2 - 2
-
-
-def _text(situation: Situation) -> Tensor:
-    """A text that holds the tokens that stand for images and videos."""
-    find = situation.settings.get
-    image = find("image_token_id", "image_token_index", default=1)
-    video = find("video_token_id", "video_token_index", default=image)
-    return torch.tensor([1, image, video])[_token_types(situation)]
+    return situation.sizes.patches // situation.sizes.merge**2
 
 
 def _ones(*shape: int) -> Tensor:
@@ -116,7 +108,14 @@ def _ones(*shape: int) -> Tensor:
 
 
 def _words(situation: Situation) -> Tensor:
-    return torch.ones_like(_token_types(situation))
+    return _ones(1, LENGTH)
+
+
+def _text(situation: Situation) -> Tensor:
+    """Words, and among them some that stand for an image: Phi-4 looks for these."""
+    text = _words(situation)
+    text[:, 1 : LENGTH // 2] = situation.settings.get("image_token_id", default=1)
+    return text
 
 
 def _grid(situation: Situation) -> Tensor:
@@ -149,26 +148,11 @@ def _masked_patches(situation: Situation) -> Tensor:
     return _ones(1, (sizes.height // sizes.patch) * (sizes.width // sizes.patch)).bool()
 
 
-def _actions(situation: Situation) -> Tensor:
-    """Actions and the state of a robot, as the transformer that denoises them takes them."""
-    width = Settings(situation.settings.get("dit_config")).number("hidden_size", default=1024)
-    return torch.empty(1, LENGTH, width, dtype=situation.dtype, device="meta")
-
-
 MAKERS: Mapping[str, Callable[[Situation], Any]] = {
-    "input_ids": _text,
-    "decoder_input_ids": _words,
-    "qformer_input_ids": _words,
-    "mm_token_type_ids": _token_types,
-    "classes_input_ids": _words,
-    "classes_attention_mask": _words,
-    "tasks_input_ids": _words,
-    "tasks_attention_mask": _words,
     "classes_structure": lambda s: _ones(1),
-    "attention_mask": _words,
+    "input_ids": _text,
     "image_attention_mask": _mask_of_images,
     "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
-    "action_embeds": _actions,
     "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", default=77)),
     "image_grid_thw": _grid_in_time,
     "video_grid_thw": lambda s: torch.tensor([[_video_sizes(s).clips, *s.sizes.grid]]),

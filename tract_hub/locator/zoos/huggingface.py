@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
-from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -15,13 +14,13 @@ from tract_hub.errors import ExampleInputError
 from tract_hub.locator.zoos.examples import Example, pixel_dtype
 from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
 from tract_hub.locator.zoos.hf_inputs import (
-    MAKERS,
     NOT_AT_FIRST,
     PIXELS,
     SPECTROGRAMS,
     UNNAMED_PIXELS,
     Situation,
     make_inputs,
+    maker_of,
 )
 from tract_hub.locator.zoos.hf_layouts import layout_pairs
 
@@ -29,38 +28,6 @@ PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
 
 Names = list[str]
-
-_CHECK = "torch_compilable_check"
-
-
-def prepare(copied: nn.Module) -> None:
-    """Take Transformers' checks out of the methods of a copy.
-
-    A guessed text does not hold as many placeholders as an image has tokens. Transformers' own
-    switch is an environment variable, which would turn off the checks of other threads too.
-    """
-    methods = {cls: _checking_methods(cls) for cls in {type(m) for m in copied.modules()}}
-    for module in copied.modules():
-        for name, function in methods[type(module)].items():
-            module.__dict__.setdefault(name, MethodType(function, module))
-
-
-def _checking_methods(cls: type) -> dict[str, FunctionType]:
-    """Return those of a class's methods that check, without what they check by."""
-    unchecked = {}
-    for name in dir(cls) if cls.__module__.startswith("transformers.") else ():
-        function = inspect.getattr_static(cls, name)
-        if isinstance(function, FunctionType) and _CHECK in function.__code__.co_names:
-            names = {**function.__globals__, _CHECK: _pass}
-            unchecked[name] = FunctionType(
-                function.__code__, names, name, function.__defaults__, function.__closure__
-            )
-            unchecked[name].__kwdefaults__ = function.__kwdefaults__
-    return unchecked
-
-
-def _pass(*_: Any, **__: Any) -> None:
-    """Stand in for a check."""
 
 
 def takes_pixels(cls: Any) -> bool:
@@ -79,21 +46,21 @@ def examples(model: nn.Module) -> Iterator[Example]:
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
     yield from _parts(model, set(pixels))
+    if "input_ids" in names:  # a text that fits the image is hard to guess
+        yield from _models_inside(model, set(pixels))
     known = _known(names, pixels)
     for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
-    images, videos = _without(known, "video"), _without(known, "image")
-    if _pixels_of(images) and _pixels_of(videos) and images != known:
-        yield from _one_after_another(_calls(model, images), _calls(model, videos))
     if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
         yield from _calls(model, [*known, *heard])
     yield from _models_inside(model, set(pixels))
+    yield from _embeddings(model, pixels)
 
 
 def _known(names: Names, pixels: Names) -> Names:
     """Names of the inputs that can be made; not of sound where there are pixels."""
     sound = any(SPECTROGRAMS.fullmatch(name) for name in pixels)
-    return [n for n in names if n in pixels or (n in MAKERS and (sound or "features" not in n))]
+    return [n for n in names if n in pixels or (maker_of(n) and (sound or "features" not in n))]
 
 
 def _choices(known: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
@@ -138,13 +105,6 @@ def _nothing() -> None:
     """Stand in for a method that a model does not have."""
 
 
-def _without(names: Names, kind: str) -> Names:
-    """Names without those of videos, or without those of images."""
-    if kind == "video":
-        return [n for n in names if "video" not in n]
-    return [n for n in names if "video" in n or not (PIXELS.fullmatch(n) or n.startswith("image"))]
-
-
 def _calls(model: nn.Module, names: Names, method: str = "forward") -> Iterator[Example]:
     """Yield calls with these inputs, in every layout of the pixels that their names allow."""
     settings = Settings(getattr(model, "config", None))
@@ -165,11 +125,6 @@ def _sizes(model: nn.Module, settings: Settings) -> ImageSizes:
     return sizes
 
 
-def _one_after_another(first: Iterator[Example], second: Iterator[Example]) -> Iterator[Example]:
-    for one, other in product(list(first), list(second)):
-        yield replace(one, also=(other,))
-
-
 def _parts(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of the methods that together read all pixels, if there are such methods."""
     calls: list[list[Example]] = []
@@ -177,7 +132,7 @@ def _parts(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
         names, _ = _parameters(getattr(model, method, _nothing))
         read = pixels.intersection(names) if pixels else set(_pixels_of(names))
         if read:
-            known = [n for n in names if n in MAKERS or n in read]
+            known = [n for n in names if n in read or maker_of(n)]
             few = [n for n in known if n not in NOT_AT_FIRST]
             calls.append([*_calls(model, few, method), *_calls(model, known, method)])
             pixels = pixels - read
@@ -198,6 +153,18 @@ def _models_inside(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     for first, *others in product(*calls):
         further = [call for other in others for call in (other, *other.also)]
         yield replace(first, also=(*first.also, *further))
+
+
+def _embeddings(model: nn.Module, pixels: Names) -> Iterator[Example]:
+    """Yield calls of the module that Transformers' own interface says embeds the pixels."""
+    try:
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # not every class says so
+        return
+    for path, module in model.named_modules():
+        if module is embeddings and not isinstance(module, nn.Embedding):
+            names, _ = _parameters(module.forward)
+            yield from _calls(model, [n for n in names if n in pixels], path)
 
 
 def _outermost_inside(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

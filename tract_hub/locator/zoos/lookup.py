@@ -30,11 +30,6 @@ def declared_stems(model: nn.Module) -> set[str] | None:
     return None if declare is None else declare(model)
 
 
-def prepare(model: nn.Module, copied: nn.Module) -> None:
-    """Let a copy of a model run on guessed inputs that its zoo would refuse."""
-    getattr(zoo_of(model), "prepare", lambda _: None)(copied)
-
-
 def examples_for(model: nn.Module) -> Iterator[Example]:
     """Yield example inputs for a model, the likeliest first."""
     zoo = zoo_of(model)
