@@ -11,12 +11,10 @@ from pathlib import Path
 
 BESIDE = {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "MANIFEST.in", "pyproject.toml"}
 MADE = {"PKG-INFO", "setup.cfg"}
-# inspect, audit and bench may find what they need in a dependency of Transformers.
-COMMANDS = ["compare"]
 PROGRAM = """
 import tract_hub
 from torch import nn
-model: nn.Conv2d = tract_hub.enable(nn.Conv2d(3, 8, 3), lam=0.2, scope="global")
+model: nn.Conv2d = tract_hub.enable(nn.Conv2d(3, 8, 3), lam=0.2, scope="local")
 names: list[str] = [stem.weight_name for stem in tract_hub.locate(model)]
 lams: list[float] = [state.lam for state in tract_hub.status(model)]
 """
@@ -57,8 +55,7 @@ def installed() -> None:
     for model in (timm.create_model("resnet18", num_classes=2), vit):
         _check_gradient(model.double(), images)
     _run("-m", "tract_hub.launch", "--help", status=0, says="usage: tract_hub.launch")
-    for command in COMMANDS:
-        _run("-m", "tract_hub", *command.split(), says="pip install 'tract-hub[studies]'")
+    _run("-m", "tract_hub", "compare", says="with its extra studies")
 
 
 def _check_gradient(model, images) -> None:

@@ -88,10 +88,6 @@ def _mlp(features: int, width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 10))
 
 
-def _r3d() -> nn.Module:
-    return build_model("torchvision:r3d_18")
-
-
 def _videomae() -> nn.Module:
     """Two of VideoMAE's twelve layers: 1,536 features of 2 × 16 × 16 pixels."""
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
@@ -118,7 +114,7 @@ CASES: dict[str, dict[str, Case]] = {
         # Few of their layers: TrAct's share is larger than in the whole model.
         "vit-huge-14-2-layers": Case("vit_huge_patch14_224", (3, 224, 224), 4, {"depth": 2}),
         "videomae-2-layers": Case(_videomae, (16, 3, 224, 224), 1),
-        "r3d-18": Case(_r3d, (3, 8, 112, 112), 2),
+        "r3d-18": Case("torchvision:r3d_18", (3, 8, 112, 112), 2),
     },
     "cuda": {
         "resnet50": Case("resnet50", (3, 224, 224), 256),
@@ -131,37 +127,27 @@ CASES: dict[str, dict[str, Case]] = {
 }
 
 
-def ordinary(model: nn.Module) -> nn.Module:
-    """Return the model as it is."""
-    return model
-
-
 def with_torch_tract(model: nn.Module) -> nn.Module:
     """Put the authors' package, torch_tract from PyPI, on the stems that tract_hub finds."""
     torch_tract = importlib.import_module("torch_tract")
     for stem in tract_hub.locate(model):
-        layer = torch_tract.TrAct(stem.module, LAM)
         parent, _, name = stem.module_name.rpartition(".")
+        layer = torch_tract.TrAct(stem.module, LAM)
         model.get_submodule(parent)._modules[name] = layer
     return model
 
 
-def with_tract_hub(model: nn.Module) -> nn.Module:
-    """Enable tract_hub."""
-    return tract_hub.enable(model, lam=LAM)
-
-
 ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "ordinary": ordinary,
+    "ordinary": lambda model: model,
     "torch_tract": with_torch_tract,
-    "tract_hub": with_tract_hub,
+    "tract_hub": lambda model: tract_hub.enable(model, lam=LAM),
 }
 
 
-def arms() -> dict[str, Callable[[nn.Module], nn.Module]]:
+def arms() -> list[str]:
     """Return the ways to train whose packages are here."""
     missing = importlib.util.find_spec("torch_tract") is None
-    return {arm: put for arm, put in ARMS.items() if arm != "torch_tract" or not missing}
+    return [arm for arm in ARMS if arm != "torch_tract" or not missing]
 
 
 def bench(settings: Bench) -> None:

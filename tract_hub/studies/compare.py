@@ -329,7 +329,7 @@ def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: P
     done = finished(folder)
     for run in runs:
         if run.key not in done:
-            train(experiment, run, folder, progress)
+            train(Training(experiment, run), folder, progress)
 
 
 def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:
