@@ -146,7 +146,7 @@ def gram_of_rows(rows: Tensor) -> Tensor:
     """
     count, features = rows.shape[1:]
     number = math.ceil(count / _block_rows(rows))
-    rows = F.pad(rows, (0, 0, 0, -count % number))  # rows of zeros add nothing
+    rows = _pad(rows, [0, 0, 0, -count % number])  # rows of zeros add nothing
     blocks = rows.unflatten(1, (number, -1))
     cross = None
     if rows.dtype == torch.float32:
@@ -277,7 +277,12 @@ def _geometry(convolution: Convolution) -> list[tuple[int, int, int]]:
 
 
 def _padded(images: Tensor, convolution: Convolution) -> Tensor:
-    return F.pad(images, [size for pair in reversed(convolution.padding) for size in pair])
+    return _pad(images, [size for pair in reversed(convolution.padding) for size in pair])
+
+
+def _pad(tensor: Tensor, sizes: list[int]) -> Tensor:
+    """Pad as ``F.pad`` does, which copies where there is nothing to pad too."""
+    return F.pad(tensor, sizes) if any(sizes) else tensor
 
 
 def _batched(input: Tensor, convolution: Convolution) -> Tensor:
