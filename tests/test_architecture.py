@@ -26,8 +26,7 @@ MAY_IMPORT = {
     "integrations": {*SHARED, "attach", "locator", "method"},
     "launch": {*SHARED, "integrations"},
     "studies": {*SHARED, "", "attach", "locator", "method"},
-    "commands": {*SHARED, "", "studies"},
-    "cli": {"", "errors", "commands"},
+    "cli": {"", "errors", "names", "studies"},
     "__main__": {"cli"},
 }
 KNOW_ONLY_TORCH = ("method", "attach", "config", "errors", "names", "stem")

@@ -16,7 +16,7 @@ from tract_hub.locator.locate import locate
 from tract_hub.locator.named import named_stems
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.accumulate import finish_step
-from tract_hub.method.forward import ModelForward, StemForward, stand_ins
+from tract_hub.method.forward import OPACUS, ModelForward, StemForward, is_private, stand_ins
 from tract_hub.stem import Stem
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -126,6 +126,8 @@ def enable(
             f"enable has no argument {name!r}; it takes lam (λ, such as lam=0.1), stems, scope, "
             "damping, pixels and example_inputs"
         )
+    if any(map(is_private, model.parameters())):
+        raise UnsupportedStemError(OPACUS)
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
     found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
     settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]
@@ -253,11 +255,6 @@ def _refuse(model: nn.Module, stem: Stem, settings: Settings) -> None:
         raise UnsupportedStemError(
             f"scope='global' corrects the gradient of a parameter, and {stem.weight_name!r} is "
             "computed from others (standardised or parametrized): pass scope='local'"
-        )
-    if any(hasattr(weight, "grad_sample") for weight in stem.module.parameters()):
-        raise UnsupportedStemError(
-            f"Opacus steps with the gradients of each image, and TrAct corrects that of the batch: "
-            f"leave TrAct off {stem.weight_name!r}"
         )
 
 

@@ -116,6 +116,51 @@ def test_a_linear_layer_gets_the_closed_form_for_any_leading_shape(
     check(nn.Linear(8, 4).to(dtype), torch.randn(shape, dtype=dtype))
 
 
+FEW_ROWS = {
+    "one vector": (lambda: nn.Linear(8, 4), (8,)),
+    "vectors": (lambda: nn.Linear(8, 4), (2, 3, 8)),
+    "one image": (lambda: nn.Conv2d(3, 4, 4, 4), (3, 8, 12)),
+    "images in groups": (lambda: nn.Conv2d(4, 6, 4, 4, groups=2), (2, 4, 8, 12)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FEW_ROWS)
+def test_an_input_without_gradient_of_few_rows_gives_the_closed_form(name: str, dtype) -> None:
+    torch.manual_seed(0)
+    build, shape = FEW_ROWS[name]
+    layer, x = build().to(dtype), torch.randn(shape, dtype=dtype)
+    layer(x).square().sum().backward()
+    expected = closed_form(layer.weight.grad, layer_rows(layer, x), 0.1)
+    tract_hub.enable(layer, stems=[""]).zero_grad()
+    layer(x).square().sum().backward()
+    assert relative_error(layer.weight.grad, expected) <= TOLERANCE[dtype]
+
+
+@pytest.fixture
+def slow_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solve as on a GPU that is slow at float64."""
+    for module in ("gram", "correct"):
+        monkeypatch.setattr(f"tract_hub.method.{module}.has_fast_float64", lambda device: False)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2), (16, 16)])
+def test_photographs_are_exact_where_float64_is_slow(
+    kernel: int, stride: int, photographs: Tensor, slow_float64: None
+) -> None:
+    torch.manual_seed(0)
+    x = (photographs - photographs.mean()) / photographs.std()
+    assert correction_error(nn.Conv2d(3, 8, kernel, stride), x, 0.1) <= TOLERANCE[x.dtype]
+
+
+def test_few_rows_of_low_rank_have_a_gradient_where_float64_is_slow(slow_float64: None) -> None:
+    torch.manual_seed(0)
+    x = 100 * torch.randn(64, 4) @ torch.randn(4, 3072)
+    layer = tract_hub.enable(nn.Linear(3072, 4), 1e-4, stems=[""])
+    layer(x).square().sum().backward()
+    assert layer.weight.grad.isfinite().all()
+
+
 def test_a_non_contiguous_input_is_read_as_it_is() -> None:
     torch.manual_seed(0)
     check(nn.Linear(6, 4).double(), torch.randn(6, 10, dtype=torch.double).T)

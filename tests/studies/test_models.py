@@ -37,7 +37,8 @@ def test_own_files_build_models(tmp_path):
     file.write_text(
         "from torch import nn\n"
         "def net(num_classes, width=4):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))"
+        "    head = nn.Linear(width, num_classes)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), head)"
     )
     model = build_model(f"{file}:net", classes="ab", image_size=8, arguments={"width": 5})
     assert model[2].in_features == 5

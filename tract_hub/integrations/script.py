@@ -173,7 +173,8 @@ class ScriptWatch:
             return f"the script trains no model {self.name!r}, but {others}"
         return (
             "no module with parameters that a torch optimizer of this process holds was trained on "
-            "images (processes are seen where torchrun or accelerate launch starts them)"
+            "images (start processes with torchrun or accelerate launch; with optimizers that are "
+            "not torch's, call tract_hub.enable(model) in the script)"
         )
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:

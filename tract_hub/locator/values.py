@@ -158,6 +158,11 @@ def _keep_one(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return torch.empty(min(1, scores.numel()), dtype=torch.int64, device="meta")
 
 
+def _grouped_mm(rows: Tensor, experts: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A mixture of experts: on meta, torch takes half precision alone (dots3_note)."""
+    return rows.new_empty((*rows.shape[:-1], experts.shape[-1]))
+
+
 def _to_copy(tensor: Tensor, **kwargs: Any) -> Tensor:
     """Whatever has no values cannot leave the meta device."""
     return aten._to_copy.default(tensor, **{**kwargs, "device": torch.device("meta")})  # type: ignore[no-any-return]
@@ -198,8 +203,11 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
 }
 
-_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {"torchvision::nms": _keep_one}
-"""Operations of libraries that are perhaps not imported."""
+_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {
+    "torchvision::nms": _keep_one,
+    "aten::_grouped_mm": _grouped_mm,
+}
+"""Operations of libraries that are perhaps not imported, or that older versions do not have."""
 
 _SIZES: dict[Any, Callable[..., float]] = {
     aten._to_copy.default: lambda tensor: tensor.numel(),

@@ -107,7 +107,7 @@ class Accumulator:
         sums = self.sums
         if sums is None:
             sums = torch.zeros(groups, features, features, dtype=wide, device=device)
-        return torch.cat([sums.flatten().to(device, wide), sums.new_tensor([float(self.rows)])])
+        return torch.cat([sums.flatten().to(device, wide), sums.new_full((1,), self.rows)])
 
     def finish(self, packed: Tensor) -> None:
         """Correct the gradient by the sums of all processes."""

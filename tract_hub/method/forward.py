@@ -27,13 +27,13 @@ from tract_hub.config import Settings
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.accumulate import Accumulator, join, leave
 from tract_hub.method.calls import LinearCall, read_call, with_weight
+from tract_hub.method.correct import in_transform
 from tract_hub.method.gate import (
     GATES,
     AccumulatorGate,
     OutputGate,
     Use,
     gate_weight,
-    in_transform,
     suits_output_gate,
     use_of,
 )
@@ -211,6 +211,8 @@ class StemForward(StandIn):
             self._warn_once("fx", _INLINED.format(self.weight_name))
             return self.run(args, kwargs)
         if not torch.compiler.is_compiling():
+            if any(is_private(weight) for weight in self.weights()):
+                raise TractError(OPACUS)
             self._watch()
         if not self.module.training:
             self._last = "bypassed"
@@ -331,11 +333,6 @@ class StemForward(StandIn):
         """Look at a gradient that has just arrived in the parameter's ``.grad``."""
         if self.accumulator is not None:
             self.accumulator.note_gradient(parameter)
-        if hasattr(parameter, "grad_sample"):
-            raise TractError(
-                f"Opacus steps with the gradients of each image, and TrAct corrects that of the "
-                f"batch: call tract_hub.disable(model) before the optimizer of {self.weight_name!r}"
-            )
         if self._last == "bypassed":
             self._warn_once(
                 "eval",
@@ -496,6 +493,11 @@ def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumul
     return gated
 
 
+def is_private(weight: Tensor) -> bool:
+    """Whether Opacus takes the gradients of a weight: in grad_sample, or by expanded weights."""
+    return hasattr(weight, "grad_sample") or type(weight).__name__ == "ExpandedWeight"
+
+
 def _arrived(stem: StemForward | None, parameter: Tensor) -> None:
     if stem is not None and stem.active:
         stem.arrived(parameter)
@@ -538,6 +540,11 @@ def _warn_of_replacement(name: str) -> None:
 # Run while a graph is made, not in it. torch.compiler.assume_constant_result sets this and no more,
 # but imports the whole compiler, which takes longer than all the rest of this package.
 _warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+OPACUS = (
+    "Opacus steps with the gradient of each image, and TrAct corrects that of the batch: call "
+    "tract_hub.disable(model) before it makes the model private"
+)
 
 _NOT_COMPILED = (
     "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "

@@ -79,7 +79,8 @@ class Case:
         if len(self.shape) == 3:
             return images
         images = images.unflatten(0, (self.batch, count))
-        return images.transpose(1, 2).contiguous() if self.shape[0] == channels else images
+        by_channel: Tensor = images.transpose(1, 2).contiguous()
+        return by_channel if self.shape[0] == channels else images
 
 
 def _mlp(features: int, width: int) -> nn.Module:

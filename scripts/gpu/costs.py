@@ -1,0 +1,210 @@
+"""What TrAct costs on a card: steps taken in turns, kernels by the profiler, and the floor."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import tract_hub
+from tract_hub.errors import first_line
+from tract_hub.studies import table
+from tract_hub.studies.bench import ARMS, CASES, Case, arms
+from tract_hub.studies.models import logits_of
+from tract_hub.studies.train import interleave
+
+SMOKE = {
+    "tiny": Case("small-vit", (3, 32, 32), 8, {"img_size": 32, "depth": 1, "num_classes": 10}),
+    "tiny-mlp": Case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), (3, 8, 8), 8),
+}
+TURN_SECONDS = {"cuda": 8.0, "cpu": 0.5}
+"""Seconds of a cell's turns: with five steps a turn, the quartiles are then of 10 turns or more."""
+STEPS = 5
+LEAST_TURNS, MOST_TURNS = 3, 100
+PROFILED = 3
+SHOWN_KERNELS = 8
+
+Cell = tuple[str, str, bool]
+
+
+def cells(smoke: bool) -> list[Cell]:
+    """Return case, precision and whether it is compiled, the most telling first.
+
+    Without autocast, the authors' package runs too: under autocast its convolution does not.
+    """
+    names = list(SMOKE if smoke else CASES["cuda"])
+    ways = [("bf16", False), ("fp32", False), ("bf16", True)]
+    return [(name, *way) for way in ways for name in names]
+
+
+def measure(cell: Cell, path: Path, device: torch.device, card: str, smoke: bool) -> None:
+    """Measure the arms of a cell, and append a row an arm."""
+    name, precision, compiled = cell
+    case = (SMOKE if smoke else CASES["cuda"])[name]
+    torch.manual_seed(0)
+    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
+    model = case.build().to(device, memory_format=torch.channels_last)
+    images = case.inputs().to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(case.batch, device=device) % 10
+    tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    steps: dict[str, Callable[[], None]] = {}
+    same = {"card": card, "case": name, "batch": case.batch, "precision": precision}
+    same["compiled"] = compiled
+    for arm in arms():
+        if compiled and arm == "torch_tract":
+            continue
+        twin = ARMS[arm](copy.deepcopy(model, dict(tensors)))  # modules, but not their tensors
+        if compiled:
+            twin.compile(backend="aot_eager" if smoke else "inductor")
+        step = functools.partial(train_step, twin, images, labels, precision)
+        try:
+            for _ in range(PROFILED):
+                step()
+            synchronize(device)
+            steps[arm] = step
+        except Exception as error:  # of the authors' package, or for want of memory
+            table.append(path, same | {"arm": arm, "error": first_line(error)})
+    if "ordinary" not in steps:
+        return
+    began, turns = time.perf_counter(), []
+    timers = [functools.partial(seconds, step, device) for step in steps.values()]
+    for times in interleave(timers, MOST_TURNS):
+        turns.append(dict(zip(steps, times, strict=True)))
+        if len(turns) >= LEAST_TURNS and time.perf_counter() - began > TURN_SECONDS[device.type]:
+            break
+    found = {arm: kernels(step, device) for arm, step in steps.items()}
+    for arm in steps:
+        ratios = [turn[arm] / turn["ordinary"] for turn in turns]
+        row: dict[str, Any] = same | {
+            "arm": arm,
+            "turns": len(turns),
+            "ms": round(1e3 * statistics.median(turn[arm] for turn in turns), 4),
+            "ratio": [round(q, 5) for q in statistics.quantiles(ratios, n=4)],
+            "kernel_ms": round(sum(found[arm].values()), 4),
+        }
+        if arm == "tract_hub":
+            added = Counter(found[arm])
+            added.subtract(found["ordinary"])
+            row["kernels"] = [[k[:90], round(ms, 4)] for k, ms in added.most_common(SHOWN_KERNELS)]
+            row |= work(model, images)
+        table.append(path, row)
+
+
+def train_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
+    """Run forward and backward."""
+    model.zero_grad()
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = logits_of(model(images))
+    nn.functional.cross_entropy(logits.float(), labels).backward()
+
+
+def seconds(step: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of a step, of several in a row."""
+    steps = STEPS if device.type == "cuda" else 1
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    return (time.perf_counter() - began) / steps
+
+
+def kernels(step: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Return the milliseconds of each kernel in a step; on a CPU, those of each operation."""
+    on_card = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
+    with profile(activities=kinds) as profiler:
+        for _ in range(PROFILED):
+            step()
+        synchronize(device)
+    wanted = DeviceType.CUDA if on_card else DeviceType.CPU
+    events = [
+        event
+        for event in profiler.key_averages()
+        if event.device_type == wanted and not getattr(event, "is_user_annotation", False)
+    ]
+    total = "self_device_time_total" if on_card else "self_cpu_time_total"
+    return {event.key: getattr(event, total) / PROFILED / 1e3 for event in events}
+
+
+def work(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Return what the Gram matrix needs at least: bytes to read, operations of half a matrix.
+
+    Rows of the unfolded input that are fewer than its features take the place of the features.
+    """
+    (stem, *_), shapes = tract_hub.locate(model), []
+    hook = stem.module.register_forward_hook(lambda *a: shapes.append(a[2].shape))
+    with torch.no_grad():
+        model(images[:1])
+    hook.remove()
+    positions = shapes[0][2:].numel() if len(shapes[0]) > 2 else 1
+    rows = len(images) * positions
+    few, many = sorted((rows, stem.in_features))
+    return {"rows": rows, "features": stem.in_features} | {
+        "bytes": 2 * images.numel(),
+        "operations": many * few * (few + 1),
+    }
+
+
+def peak(device: torch.device, card: str, smoke: bool) -> dict[str, Any]:
+    """Measure the card by a product of bfloat16 matrices and by a copy."""
+    side, count = (256, 2**20) if smoke else (8192, 2**30)
+    left = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = min(seconds(lambda: left @ left, device) for _ in range(10))
+    copied = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+    return {
+        "card": card,
+        "tflop_s": round(2 * side**3 / product / 1e12, 3),
+        "gb_s": round(2 * count / copied / 1e9, 2),
+    }
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def tables(rows: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the page's tables, a card at a time."""
+    for at in peaks:
+        card = [row for row in rows if row["card"] == at["card"]]
+        yield (
+            f"{at['card']}: {at['tflop_s']:g} TFLOP/s (product of bfloat16 matrices), "
+            f"{at['gb_s']:g} GB/s (copy).\n\n"
+        )
+        lines, most = [], []
+        for row in card:
+            way = f"{row['precision']}, {'compiled' if row['compiled'] else 'eager'}"
+            line = {"case": row["case"], "batch": row["batch"], "how": way, "arm": row["arm"]}
+            if "error" in row:
+                lines.append(line | {"step": row["error"]})
+                continue
+            low, middle, high = (100 * (ratio - 1) for ratio in row["ratio"])
+            line |= {"step": f"{row['ms']:.4g} ms", "kernels": f"{row['kernel_ms']:.4g} ms"}
+            if row["arm"] != "ordinary":
+                line["added (quartiles)"] = f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+            if row["arm"] == "tract_hub" and row["precision"] == "bf16":
+                read = row["bytes"] / at["gb_s"] / 1e6
+                computed = row["operations"] / at["tflop_s"] / 1e9
+                line["floor"] = f"{max(read, computed):.3f} ms"
+            lines.append(line)
+            for kernel, ms in row.get("kernels", ())[:3]:
+                name = kernel.replace("|", "/")
+                most.append({"case": row["case"], "how": way, "kernel": name, "added": f"{ms} ms"})
+        yield table.markdown(pd.DataFrame(lines).fillna("")) + "\n"
+        yield "The kernels whose time TrAct adds to most:\n\n"
+        yield table.markdown(pd.DataFrame(most)) + "\n"

@@ -1,0 +1,159 @@
+"""The half hour on a GPU, in one command; the same command again goes on where it stopped.
+
+    python scripts/gpu/run.py --data path/to/cifar10 [--minutes 9] [--out docs/results/gpu]
+    python scripts/gpu/run.py --smoke     # the same on a CPU, with tiny models and data
+
+In order: the GPU tests; what TrAct costs (eager, without autocast beside torch_tract, compiled);
+CIFAR-10 by the paper's recipes. Rows are written as they come (tests.jsonl, costs.jsonl,
+peaks.jsonl, and runs.jsonl in a folder a model), the page README.md after each part. To have a part done again, remove
+its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import costs
+import torch
+import training
+
+from tract_hub.studies import table
+from tract_hub.studies.machine import machine, processor
+
+ROOT = Path(__file__).parents[2]
+RESERVE = {False: 45.0, True: 120.0}
+"""Seconds that must be left to begin a cell of the cost table: eager, compiled."""
+TAIL = 60.0
+"""Seconds before the end at which trainings stop: saving and the page take a few."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what there is time for; return 0 if that was all, 3 if there is more, 1 if tests failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Form)
+    parser.add_argument("--data", help="parquet files of CIFAR-10; without, nothing is trained")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/gpu")
+    parser.add_argument("--smoke", action="store_true", help="tiny models and data on a CPU")
+    given = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * given.minutes
+    if not (given.smoke or torch.cuda.is_available()):
+        parser.error("there is no GPU here: --smoke tries the command without one")
+    device = torch.device("cpu" if given.smoke else "cuda")
+    card = name_of_card(device)
+    print(f"{card}; {machine()}", flush=True)
+    done = test(given.out, card, end) and measure(given.out, device, card, given.smoke, end)
+    write_page(given.out, card, given)
+    studies = training.studies(given.data or "", given.out, given.smoke)
+    if given.data or given.smoke:
+        for settings in studies:
+            done = done and training.train_all(settings, given.smoke, end - TAIL)
+            write_page(given.out, card, given)
+    failed = [row for row in rows_of(given.out / "tests.jsonl") if row["failed"]]
+    print("all is done" if done else "there is more to do: run the same command again")
+    print(f"written to {given.out}: README.md", flush=True)
+    return 1 if failed else 0 if done else 3
+
+
+class Form(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The help shows this file's first words as they are, and defaults."""
+
+
+def test(out: Path, card: str, end: float) -> bool:
+    """Run the GPU tests once a card; return whether they have run."""
+    path = out / "tests.jsonl"
+    if any(row["card"] == card for row in rows_of(path)):
+        return True
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.getenv('PYTHONPATH', '')}"}
+    try:
+        ran = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=max(1.0, end - began),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        print("the GPU tests did not end in time", flush=True)
+        return False
+    table.write_atomically(out / "tests.log", ran.stdout + ran.stderr)
+    last = ran.stdout.strip().splitlines()[-1] if ran.stdout.strip() else ""
+    counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
+    if ran.returncode and not failed:
+        failed = [f"pytest ended with {ran.returncode}, see tests.log"]
+    row = {"card": card, **counts, "failed": failed, "seconds": round(time.monotonic() - began, 1)}
+    table.append(path, row)
+    print(f"GPU tests: {last}", flush=True)
+    return True
+
+
+def measure(out: Path, device: torch.device, card: str, smoke: bool, end: float) -> bool:
+    """Measure what is not measured yet of the cost table; return whether all is."""
+    path = out / "costs.jsonl"
+    if not any(row["card"] == card for row in rows_of(out / "peaks.jsonl")):
+        table.append(out / "peaks.jsonl", costs.peak(device, card, smoke))
+    for cell in costs.cells(smoke):
+        keys = ("case", "precision", "compiled")
+        rows = [row for row in rows_of(path) if row["card"] == card and row["arm"] == "tract_hub"]
+        if cell in {tuple(row[key] for key in keys) for row in rows}:
+            continue
+        if not smoke and time.monotonic() + RESERVE[cell[2]] > end:
+            return False
+        began = time.monotonic()
+        costs.measure(cell, path, device, card, smoke)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        name, precision, compiled = cell
+        way = "compiled" if compiled else "eager"
+        print(f"{name}, {precision}, {way}: {time.monotonic() - began:.0f} s", flush=True)
+    return True
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; half a line of a killed process is no row."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def name_of_card(device: torch.device) -> str:
+    """Return the device's name, with its driver and the CUDA version of torch."""
+    if device.type == "cpu":
+        return f"{processor()} (CPU)"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+    except OSError:
+        driver = "unknown"
+    name = torch.cuda.get_device_name()
+    return f"{name} (driver {driver}, CUDA {torch.version.cuda}, torch {torch.__version__})"
+
+
+def write_page(out: Path, card: str, given: argparse.Namespace) -> None:
+    """Write the page of what there is."""
+    text = "# On a GPU\n\n"
+    if given.smoke:
+        text += "A trial on a CPU with tiny models and data: its figures mean nothing.\n\n"
+    text += f"By `python scripts/gpu/run.py`, last on {card}; {machine()}.\n\n## Tests\n\n"
+    for row in rows_of(out / "tests.jsonl"):
+        counts = ", ".join(f"{row[k]} {k}" for k in ("passed", "skipped", "error") if k in row)
+        text += f"{row['card']}: {counts or 'none ran'}, {len(row['failed'])} failed.\n\n"
+        text += "".join(f"- {name}\n" for name in row["failed"]) + "\n" * bool(row["failed"])
+    text += "## Cost of a step\n\n"
+    text += "Forward and backward, channels_last; added to the ordinary model's, in turns. Kernels: sum over a step. "
+    text += "Floor: of the Gram matrix, by the rates measured here.\n\n"
+    rows, peaks = rows_of(out / "costs.jsonl"), rows_of(out / "peaks.jsonl")
+    text += "".join(costs.tables(rows, peaks)) if rows else ""
+    for settings in training.studies(given.data or "", out, given.smoke):
+        text += "".join(training.tables(settings, given.smoke))
+    table.write_atomically(out / "README.md", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
