@@ -58,7 +58,7 @@ def installed() -> None:
         _check_gradient(model.double(), images)
     _run("-m", "tract_hub.launch", "--help", status=0, says="usage: tract_hub.launch")
     for command in COMMANDS:
-        _run("-m", "tract_hub", *command.split(), says="pip install 'tract-hub[studies]'")
+        _run("-m", "tract_hub", *command.split(), says="tract-hub with its extra studies")
 
 
 def _check_gradient(model, images) -> None:
