@@ -23,7 +23,7 @@ SITE_ONLY = {"contributing.md", "changelog.md"}  # docs/site.py makes them
 LINKS = [
     (page, link, anchor)
     for page, text in TEXTS.items()
-    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    for link, anchor in re.findall(r'(?:\]\(|src=")(?!https?:)([^)#"]*)#?([^)"]*)[)"]', text)
 ]
 QUOTES = [
     (page, *quote)
