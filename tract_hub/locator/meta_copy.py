@@ -125,7 +125,7 @@ class _Copier:
             return value
 
     def _function(self, function: FunctionType) -> FunctionType:
-        """Copy a function of a module whose closure holds modules, so that it holds their copies."""
+        """Copy a function of a module, so that its closure holds the copies of modules."""
         if not function.__closure__:
             return function
         cells = tuple(CellType() for _ in function.__closure__)
