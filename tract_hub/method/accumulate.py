@@ -172,7 +172,7 @@ def join(accumulator: Accumulator) -> None:
 
 
 def leave(accumulator: Accumulator) -> None:
-    """Stop it."""
+    """Stop completing the gradients of this weight."""
     _live.discard(accumulator)
     _remove_idle_hooks()
 
@@ -180,8 +180,8 @@ def leave(accumulator: Accumulator) -> None:
 def finish_step(accumulators: Iterable[Accumulator]) -> None:
     """Correct the gradients of a step; every process has to call it, with the same weights.
 
-    Once more in the same step, it finds no rows and changes nothing. It asks the others all the
-    same: a process cannot know whether they have seen any.
+    A second call in the same step finds no rows and changes nothing. It still sums over the
+    processes: none of them knows whether the others have seen rows.
     """
     ready = sorted(accumulators, key=lambda accumulator: accumulator.weight_name)
     if not ready:
