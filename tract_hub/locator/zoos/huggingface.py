@@ -55,6 +55,10 @@ def examples(model: nn.Module) -> Iterator[Example]:
         yield from _calls(model, [*known, *heard])
     yield from _models_inside(model, set(pixels))
     yield from _embeddings(model, pixels)
+    images = {n for n in pixels if "video" not in n}
+    if images != set(pixels):  # what reads its images reads its videos too (PerceptionLM)
+        yield from _parts(model, images)
+        yield from _models_inside(model, images)
 
 
 def _known(names: Names, pixels: Names) -> Names:
