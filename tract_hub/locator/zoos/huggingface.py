@@ -46,8 +46,6 @@ def examples(model: nn.Module) -> Iterator[Example]:
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
     yield from _parts(model, set(pixels))
-    if "input_ids" in names:  # a text that fits the image is hard to guess
-        yield from _models_inside(model, set(pixels))
     known = _known(names, pixels)
     for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
