@@ -540,14 +540,18 @@ def _leaves(node: Any) -> Iterator[Tensor]:
 
 def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     """Whether the stem's module is still at its place, or it or a copy in a wrapper there."""
-    found: nn.Module | None = model
+    found = model
     for part in name.split(".") if name else ():
-        found = None if found is None else found._modules.get(part)
-    if found is None or found is stem.module:
-        return found is not None
+        below = found._modules.get(part)
+        if below is None:  # perhaps in a wrapper of a module above
+            break
+        found = below
     # peft's modules_to_save trains a copy; its LoRA freezes the layer and trains another beside it.
     inside = (stand_in for module in found.modules() for stand_in in stand_ins(module))
-    return any(isinstance(each, StemForward) and not each.frozen for each in inside)
+    return found is stem.module or any(
+        isinstance(each, StemForward) and each.weight_name == stem.weight_name and not each.frozen
+        for each in inside
+    )
 
 
 def _warn_of_replacement(name: str) -> None:
