@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing import get_context
@@ -263,26 +264,19 @@ def peak_memory(settings: Bench) -> pd.DataFrame:
     """Return what each arm adds to the peak memory of a 7 × 7 stem of stride 2 at 224 × 224 pixels.
 
     Each number is of a process of its own: on a CPU its highest resident memory, as Linux notes it.
-
-    Raises:
-        StudyError: a process was killed, perhaps for want of memory.
-
     """
     lines = []
     for batch in MEMORY_BATCHES:
         peaks = {}
         for arm in arms():
-            pool = ProcessPoolExecutor(1, get_context("spawn"))
             try:
-                peaks[arm] = pool.submit(_peak, arm, batch, settings.device).result()
-            except Exception as error:
-                raise StudyError(
-                    f"{arm} did not survive a batch of {batch} images: pass --no-memory"
-                ) from error
-            finally:
-                pool.shutdown()
-        added = {arm: f"{peak - peaks['ordinary']:+.0f} MiB" for arm, peak in peaks.items()}
-        lines.append({"batch": str(batch), **added, "ordinary": f"{peaks['ordinary']:.0f} MiB"})
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    peaks[arm] = pool.submit(_peak, arm, batch, settings.device).result()
+            except BrokenProcessPool as error:
+                raise StudyError(f"{arm} took too much memory: pass --no-memory") from error
+        first = peaks.pop("ordinary")
+        added = {arm: f"{peak - first:+.0f} MiB" for arm, peak in peaks.items()}
+        lines.append({"batch": str(batch), "ordinary": f"{first:.0f} MiB", **added})
     return pd.DataFrame(lines)
 
 
@@ -290,8 +284,8 @@ def _peak(arm: str, batch: int, device: str) -> float:
     torch.set_num_threads(1)
     stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
     model = ARMS[arm](nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device))
-    for images in (torch.randn(1, 3, 224, 224), torch.randn(batch, 3, 224, 224)):
-        model(images.to(device)).sum().backward()
+    for count in (1, batch):  # what an arm imports is no part of its step
+        model(torch.randn(count, 3, 224, 224, device=device)).sum().backward()
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
