@@ -172,14 +172,12 @@ def compared(name: str, checkouts: Path, folder: Path) -> tuple[str, str, str, s
         start = os.pathsep.join([str(folder / "start"), str(ROOT), str(script.parent)])
         result = Path(out) / "kept.pt"
         settings = {"PYTHONPATH": start, "KEPT": str(result), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, *launch, str(script), *words.split()],
-            cwd=folder,
-            env={**os.environ, **settings},
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT,
-        )
+        command = [sys.executable, *launch, str(script), *words.split()]
+        options = {"cwd": folder, "env": {**os.environ, **settings}, "timeout": TIME_LIMIT}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, **options)
+        except subprocess.TimeoutExpired:
+            return name, path, "—", f"not done in {TIME_LIMIT} s"
         said = (done.stdout + done.stderr).strip().splitlines() or [""]
         if done.returncode or not result.exists():
             return name, path, "—", f"exit status {done.returncode}: {said[-1][:90]}"

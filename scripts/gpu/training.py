@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import math
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tract_hub.studies import table
 from tract_hub.studies.compare import check_identity, finished, prepare
 from tract_hub.studies.models import logits_of
 from tract_hub.studies.settings import ORDINARY, RECIPES, Arm, Compare, Run
-from tract_hub.studies.train import EPOCH_SEED, Experiment, Training
+from tract_hub.studies.train import EPOCH_SEED, Experiment, Training, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
 TRACT = Arm(0.1)
@@ -96,79 +96,51 @@ class OnCard(Training):
         return torch.cat(right).cpu().numpy()
 
 
-def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
-    """Train a run from where it stopped; return whether it is done, which it is not out of time."""
-    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
-    saved = folder / "state" / f"{run.slug}.pt"
-    training = OnCard(experiment, run)
-    device = experiment.accelerator.device
-    done = 0
-    if saved.exists():
-        done = training.load(torch.load(saved, map_location=device, weights_only=True))
-    labels, longest = experiment.data.test.labels.numpy(), 0.0
-    for epoch in range(done + 1, run.epochs + 1):
-        began = time.monotonic()
-        loss = training.epoch(epoch)
-        spent = time.monotonic() - began
-        correct = training.correct()
-        recalls = [correct[labels == c].mean() for c in np.unique(labels)]
-        row = dict(zip(table.RUN, run.key, strict=True)) | {
-            "study": experiment.study,
-            "loss": round(loss, 6) if math.isfinite(loss) else None,
-            "accuracy": round(float(correct.mean()), 6),
-            "balanced_accuracy": round(float(np.mean(recalls)), 6),
-            "seconds": round(spent, 4),
-            "correct": table.pack(correct),
-        }
-        # A diverged run does not come back: its remaining epochs are as this one.
-        last = epoch if math.isfinite(loss) else run.epochs
-        for each in range(epoch, last + 1):
-            whole = {**row, "epoch": each}
-            table.append(folder / "runs.jsonl", {c: whole[c] for c in table.COLUMNS})
-        if last == run.epochs:
-            break
-        if epoch > done + 1:  # the first one compiles
-            longest = max(longest, time.monotonic() - began)
-        out_of_time = time.monotonic() + 2 * longest > end
-        if out_of_time or epoch % SAVED_EVERY == 0:
-            buffer = io.BytesIO()
-            torch.save(training.state(epoch), buffer)
-            table.write_atomically(saved, buffer.getvalue())
-        if out_of_time:
-            experiment.accelerator.free_memory()
-            return False
-    saved.unlink(missing_ok=True)
-    experiment.accelerator.free_memory()
-    name = f"{experiment.study}, {run.arm.name}, {run.epochs} epochs, seed {run.seed}"
-    print(f"{name}: {row['accuracy']:.2%}, {spent:.2f} s for the last epoch", flush=True)
-    return True
-
-
 def train_all(settings: Compare, smoke: bool, end: float) -> bool:
     """Train what is not trained yet; return whether all is."""
-    folder = settings.out
+    folder = settings.folder()
     wanted = runs(settings, smoke)
     if {run.key for run in wanted} <= finished(folder):
         return True
     experiment = prepare(settings)
-    check_identity(folder, experiment, True)
+    check_identity(folder, experiment)
     for run in wanted:
         if run.key in finished(folder):
             continue
-        if time.monotonic() > end or not train(experiment, run, folder, end):
+        torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
+        if time.monotonic() > end or not train(
+            OnCard(experiment, run), folder, OutOfTime(end), SAVED_EVERY
+        ):
             return False
     return True
 
 
+class OutOfTime:
+    """Tells after each epoch whether the next one might not end in time."""
+
+    def __init__(self, end: float) -> None:
+        self.end, self.began, self.longest, self.epochs = end, time.monotonic(), 0.0, 0
+
+    def __call__(self, row: dict[str, Any]) -> bool:
+        now, self.epochs = time.monotonic(), self.epochs + 1
+        if self.epochs > 1:  # the first one compiles
+            self.longest = max(self.longest, now - self.began)
+        self.began = now
+        if row["epoch"] == row["epochs"]:
+            name = f"{row['study']}, {row['arm']}, {row['epochs']} epochs, seed {row['seed']}"
+            accuracy = f"{row['accuracy']:.2%}"
+            print(f"{name}: {accuracy}, {row['seconds']:.2f} s for the last epoch", flush=True)
+        return now + 2 * self.longest > self.end
+
+
 def tables(settings: Compare, smoke: bool) -> Iterator[str]:
     """Yield the verdict's sentences and its table, by the definitions of ``tract-hub compare``."""
-    rows, folder = table.read(settings.out / "runs.jsonl"), settings.out
+    folder = settings.folder()
+    rows = table.read(folder / "runs.jsonl")
     if rows.empty:
         return
-    facts = table.json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    count = sum(facts["data"]["test"])
-    text = table.zlib.decompress(table.base64.b85decode(facts["test_labels"]))
-    labels = np.frombuffer(text, dtype=np.uint16)[:count]
+    facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    labels = table.unpack_labels(facts["test_labels"])
     lengths = SMOKE_LENGTHS if smoke else LENGTHS
     every = {n: settings.lr[0] for ns in lengths.values() for n in ns}
     study = Study(facts["metric"], labels, every)

@@ -5,8 +5,9 @@
 For each image size and length, the learning rate is the one that ordinary training ends best with
 (mean of 3 seeds). Of these settings, that is taken whose final accuracy is least noisy for the
 error that is left: √(variance between seeds + p (1 − p) / test images) / (1 − p), p the mean
-accuracy. A change of the error by a given share then takes the fewest seeds to show. Writes
-docs/results/default-study.md; resumes in FOLDER (default: tract-hub-runs).
+accuracy. A change of the error by a given share then takes the fewest seeds to show.
+
+Writes docs/results/default-study.md; resumes in FOLDER (default: tract-hub-runs).
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def compare(settings: Compare) -> None:
     check_identity(folder, experiment)
     step, ratios = step_times(experiment, folder)
     grid, arms = planned(settings)
-    left = sum(run.epochs for run in {*grid, *arms} if run.key not in finished(folder))
+    done = finished(folder)
+    left = sum(run.epochs for run in {*grid, *arms} if run.key not in done)
     if main and left:
         say(*estimate(experiment, left, step, ratios))
     progress = Progress(left, main)
@@ -325,11 +326,13 @@ def finished(folder: Path) -> set[tuple[str, int, float, int]]:
 
 
 def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: Progress) -> None:
-    """Train the runs that are not finished."""
+    """Train the runs that are not finished; all processes then see the same table."""
+    experiment.accelerator.wait_for_everyone()
     done = finished(folder)
     for run in runs:
         if run.key not in done:
-            train(experiment, run, folder, progress)
+            train(Training(experiment, run), folder, progress)
+    experiment.accelerator.wait_for_everyone()
 
 
 def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:

@@ -71,6 +71,11 @@ def unpack(text: str, count: int) -> npt.NDArray[np.bool_]:
     return np.unpackbits(data, count=count).astype(np.bool_)
 
 
+def unpack_labels(text: str) -> npt.NDArray[np.uint16]:
+    """Return the labels that :func:`pack` was given."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint16)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, never sees half of it; make its folder.
 

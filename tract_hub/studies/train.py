@@ -315,19 +315,25 @@ class Training:
 
 
 def train(
-    experiment: Experiment, run: Run, folder: Path, after: Callable[[dict[str, Any]], None]
-) -> None:
+    training: Training,
+    folder: Path,
+    after: Callable[[dict[str, Any]], bool | None],
+    save_every: int = 1,
+) -> bool:
     """Train a run, from where it was interrupted, and append its rows to ``runs.jsonl``.
 
     Args:
-        experiment: what it has in common with others.
-        run: what is its own.
+        training: the run, at its beginning.
         folder: of the results.
-        after: called with each epoch's row.
+        after: called with each epoch's row; returns whether to stop there, to go on another time.
+        save_every: epochs, of which a run that is killed loses the last ones.
+
+    Returns:
+        Whether the run is done.
 
     """
+    experiment, run = training.experiment, training.run
     state, main = folder / "state" / f"{run.slug}.pt", experiment.accelerator.is_main_process
-    training = Training(experiment, run)
     done = training.load(state) if state.exists() else 0
     labels = experiment.data.test.labels.numpy()
     for epoch in range(done + 1, run.epochs + 1):
@@ -337,7 +343,7 @@ def train(
         correct = training.correct()
         recalls = [correct[labels == label].mean() for label in np.unique(labels)]
         # A diverged run does not come back: its remaining epochs are as this one.
-        last = epoch if math.isfinite(loss) else run.epochs
+        last, stop = epoch if math.isfinite(loss) else run.epochs, False
         for each in range(epoch, last + 1):
             row = {
                 "study": experiment.study,
@@ -351,11 +357,15 @@ def train(
             }
             if main:
                 table.append(folder / "runs.jsonl", row)
-            after(row)
+            stop = bool(after(row))
         if last == run.epochs:
             break
-        if main:
+        if main and (stop or epoch % save_every == 0):
             training.save(state, epoch)
+        if stop:
+            experiment.accelerator.free_memory()
+            return False
     if main:
         state.unlink(missing_ok=True)
     experiment.accelerator.free_memory()
+    return True
