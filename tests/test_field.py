@@ -157,16 +157,11 @@ def test_changing_image_sizes_compile_as_few_graphs_as_the_ordinary_model() -> N
             run(images(2, 3, side, side)).square().sum().backward()
         return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        return timm.create_model("resnet10t", num_classes=2)
-
-    ordinary, model = graphs(build()), tract_hub.enable(build())
+    ordinary, model = graphs(Net()), tract_hub.enable(Net())
     assert graphs(model) == ordinary <= 3
-    got = model.conv1[0].weight.grad
-    plain = tract_hub.disable(model)
+    got, plain = model.conv.weight.grad, tract_hub.disable(model)
     wanted = corrected_gradients(plain, lambda: plain(images(2, 3, 88, 88)).square().sum())
-    assert relative_error(got, wanted["conv1.0.weight"]) < 1e-4  # BatchNorm in float32 below it
+    assert relative_error(got, wanted["conv.weight"]) < 1e-5
 
 
 SCRIPTED = ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ SITE_ONLY = {"contributing.md", "changelog.md"}  # docs/site.py makes them
 LINKS = [
     (page, link, anchor)
     for page, text in TEXTS.items()
-    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    for link, anchor in re.findall(r'(?:\]\(|src=")(?!https?:)([^)#"]*)#?([^)"]*)[)"]', text)
 ]
 QUOTES = [
     (page, *quote)
@@ -92,6 +93,27 @@ def test_the_quick_start_shows_the_status_that_there_is() -> None:
     )
     exec(block, scope)
     assert str(tract_hub.status(scope["model"])) == shown.strip()  # type: ignore[arg-type]
+
+
+def texts() -> str:
+    """All texts of the package's code, with ``…`` for what an f-string fills in."""
+    found = []
+    for path in (ROOT / "tract_hub").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_of_the_page_is_one_of_the_code() -> None:
+    page = TEXTS[ROOT / "docs" / "troubleshooting.md"]
+    messages = re.findall(r"^\| `(.+?)`", page, re.MULTILINE)
+    code = texts()
+    assert len(messages) > 10
+    assert [message for message in messages if message not in code] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

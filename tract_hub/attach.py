@@ -16,7 +16,14 @@ from tract_hub.locator.locate import locate
 from tract_hub.locator.named import named_stems
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.accumulate import finish_step
-from tract_hub.method.forward import OPACUS, ModelForward, StemForward, is_private, stand_ins
+from tract_hub.method.forward import (
+    OPACUS,
+    ModelForward,
+    ScriptedTwin,
+    StemForward,
+    is_private,
+    stand_ins,
+)
 from tract_hub.stem import Stem
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -137,8 +144,11 @@ def enable(
         _refuse(model, stem, base)
     disable(model)
     attached = _attach(model, found, settings)
-    for stem, each in zip(found, settings, strict=True):
-        _report(stem, each, all(forward.frozen for forward in attached[stem.weight_name]))
+    frozen = [all(forward.frozen for forward in attached[stem.weight_name]) for stem in found]
+    for stem, each, is_frozen in zip(found, settings, frozen, strict=True):
+        _report(stem, each, is_frozen)
+    if all(frozen):  # one of several is often meant: a momentum encoder, what LoRA adapts
+        _warn_of_frozen(found)
     if stems is None:
         _report_siblings(model, found)
     return model
@@ -238,6 +248,9 @@ def _attach(
             forward.attach()
             forwards.append(forward)
             by_module[site.module_name] = forward
+    paths = [name.split(".") if name else [] for name in by_module]
+    for name in {".".join(path[:depth]) for path in paths for depth in range(len(path) + 1)}:
+        ScriptedTwin(model.get_submodule(name)).attach()
     inner, prefix = unwrap(model)
     names = {name.removeprefix(prefix): forward for name, forward in by_module.items()}
     ModelForward(inner, names).attach()
@@ -282,22 +295,26 @@ def _report(stem: Stem, settings: Settings, frozen: bool) -> None:
     relative = " × mean square" if settings.damping == "relative" else ""
     shape = f"{stem.operation} {stem.geometry}".strip()
     _logger.info(
-        "TrAct λ=%g%s on %s (%s, %d features)",
+        "TrAct λ=%g%s on %s (%s, %d features%s)",
         settings.lam,
         relative,
         stem.weight_name,
         shape,
         stem.in_features,
+        ", frozen" if frozen else "",
     )
     for note in stem.notes:
         warnings.warn(f"TrAct on {stem.weight_name}: {note}", TractWarning, stacklevel=3)
-    if frozen and not stem.module_name.endswith(".base_layer"):  # peft's LoRA freezes it on purpose
-        warnings.warn(
-            f"{stem.weight_name!r} is frozen, so TrAct does nothing: unfreeze it "
-            "(requires_grad_(True)) if you want to train the first layer",
-            TractWarning,
-            stacklevel=3,
-        )
+
+
+def _warn_of_frozen(stems: Sequence[Stem]) -> None:
+    names = ", ".join(repr(stem.weight_name) for stem in stems)
+    warnings.warn(
+        f"{names} is frozen, so TrAct does nothing: unfreeze it (requires_grad_(True)) if you "
+        "want to train the first layer",
+        TractWarning,
+        stacklevel=3,
+    )
 
 
 def _report_siblings(model: nn.Module, stems: Sequence[Stem]) -> None:

@@ -178,7 +178,7 @@ class ScriptWatch:
         )
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """End a run before a step without TrAct, unless another optimizer is yet to step."""
+        """End the run before a step without TrAct, unless another optimizer has yet to step."""
         last = set(self._waiting) == {optimizer}
         if last and not self.treated and _has_gradients(optimizer):
             self.failure = TractError(self.why_none())
@@ -300,7 +300,7 @@ def _example_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _locate(model: nn.Module, inputs: Any) -> Sequence[Stem]:
-    """Find the first layers with the inputs at hand, or else with those that the zoo knows."""
+    """Find the first layers with the script's inputs, or else with those that the zoo knows."""
     with torch.autocast("cpu", enabled=False):
         try:
             return tract_hub.locate(model, inputs)

@@ -140,8 +140,8 @@ def _settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
 def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], None]:
     """Complete gradients of ``scope="global"`` before this accelerator clips; return the undoing.
 
-    A Trainer calls back after clipping only (``on_pre_optimizer_step``), and it clips, or only
-    takes the norm, by its own accelerator's ``clip_grad_norm_``. So that one object gets another.
+    A Trainer calls back only after clipping (``on_pre_optimizer_step``). It clips by its own
+    accelerator's ``clip_grad_norm_``, so this one object gets another.
     """
     clip = accelerator.clip_grad_norm_
 

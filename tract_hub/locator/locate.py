@@ -127,6 +127,8 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
     name = type(model).__name__
     for layer in trace.layers:
         through = " → ".join(layer.flow.path)
+        if not {"bmm", "softmax"}.isdisjoint(layer.flow.path):
+            through = f"an attention on the pixels themselves ({through})"
         return f"{name}: the pixels reach {layer.parameters[0]!r} only through {through}; {ADVICE}"
     return f"{name}: no layer with a weight reads the pixels; {ADVICE}"
 

@@ -134,7 +134,7 @@ def paired(differences: Array, labels: npt.NDArray[Any] | None = None) -> Varian
 
 
 def seeds_needed(variance: Variance) -> int | None:
-    """Return how many seeds would show a difference of 3 points, 4 times of 5; None: no number."""
+    """Return how many seeds show 3 points in 4 of 5 cases; None if no number of seeds does."""
     one_seed = float(variance.seed) * variance.seeds
     surely, mostly = (1 + CONFIDENCE) / 2, POWER
     by_test = (stats.norm.ppf(surely) + stats.norm.ppf(mostly)) ** 2 * float(variance.test)
