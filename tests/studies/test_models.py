@@ -65,6 +65,12 @@ def test_what_cannot_be_built_is_said(name, options, said, monkeypatch):
         build_model(name, **options)
 
 
+def test_a_folder_is_a_folder_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    SMALL_VIT.save_pretrained("vit")  # also a model type
+    assert build_model("vit", classes="ab").config.hidden_size == 16
+
+
 def test_weights_of_a_folder_are_loaded_without_a_word(tmp_path, capfd):
     ViTForImageClassification(SMALL_VIT).save_pretrained(tmp_path)
     capfd.readouterr()

@@ -313,7 +313,7 @@ def _transformers(
                 "safetensors (save_pretrained does), or remove them to start anew"
             )
     try:
-        if name in transformers.CONFIG_MAPPING:
+        if not path.exists() and name in transformers.CONFIG_MAPPING:
             config = transformers.CONFIG_MAPPING[name]()
         else:
             config = transformers.AutoConfig.from_pretrained(name, **loading)

@@ -310,7 +310,8 @@ class Outcome:
         if self.study.at_chance(level):
             return (
                 "This comparison says nothing about TrAct: ordinary training ended at chance "
-                f"({level:.1%} where chance is {self.study.chance:.1%})."
+                f"({level:.1%} where chance is {self.study.chance:.1%}; {arm}: "
+                f"{self.accuracy[0]:.1%})."
             )
         when = f"after {self.epochs} epoch{'s' * (self.epochs > 1)}"
         if self.against != self.epochs:
