@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -32,24 +33,21 @@ SAVED_EVERY = 10
 
 def studies(data: str, out: Path, smoke: bool) -> list[Compare]:
     """Return the settings of the two models: the paper's recipes, in bfloat16 and compiled."""
+    both = [RECIPES["cifar-resnet18"], RECIPES["cifar-vit"]]
     if smoke:
-        tiny = replace(RECIPES["digits"], max_train=128, max_test=64, seeds=2, epochs=(1, 2, 3))
-        vit = replace(tiny, model="small-vit", model_arg=("depth=1",), optimizer="adamw", lr=(1e-3,))
-        both = {"resnet18": replace(tiny, augment="crop-flip"), "vit": vit}
-    else:
-        both = {"resnet18": RECIPES["cifar-resnet18"], "vit": RECIPES["cifar-vit"]}
-        both = {k: replace(s, data=data, compiled=True, device="cuda") for k, s in both.items()}
-    return [
-        replace(settings, precision="bf16", channels_last=True, out=out / name)
-        for name, settings in both.items()
-    ]
+        both = [RECIPES["narrow-resnet18"], replace(RECIPES["small-vit"], model_arg=("depth=1",))]
+        both = [replace(s, data="digits", max_train=128, max_test=64) for s in both]
+    same = {"precision": "bf16", "channels_last": True, "compiled": not smoke}
+    same |= {"device": "cpu"} if smoke else {"device": "cuda", "data": data}
+    return [replace(settings, **same, out=out / settings.recipe) for settings in both]
 
 
 def runs(settings: Compare, smoke: bool) -> list[Run]:
     """Return the trainings, shortest first, seeds of one length together."""
     lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    keys = sorted((n, seed, arm is TRACT) for arm in lengths for n in lengths[arm] for seed in SEEDS)
-    return [Run(TRACT if is_tract else ORDINARY, n, settings.lr[0], s) for n, s, is_tract in keys]
+    arms = [(arm, n) for arm in lengths for n in lengths[arm]]
+    every = [Run(arm, n, settings.lr[0], seed) for arm, n in arms for seed in SEEDS]
+    return sorted(every, key=lambda run: (run.epochs, run.seed))
 
 
 class OnCard(Training):
@@ -107,12 +105,12 @@ def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
         loss = training.epoch(epoch)
         spent = time.monotonic() - began
         correct = training.correct()
-        recalls = [correct[labels == c].mean() for c in np.unique(labels)]
+        balanced = np.mean([correct[labels == c].mean() for c in np.unique(labels)])
         row = dict(zip(table.RUN, run.key, strict=True)) | {
             "study": experiment.study,
             "loss": round(loss, 6) if math.isfinite(loss) else None,
             "accuracy": round(float(correct.mean()), 6),
-            "balanced_accuracy": round(float(np.mean(recalls)), 6),
+            "balanced_accuracy": round(float(balanced), 6),
             "seconds": round(spent, 4),
             "correct": table.pack(correct),
         }
@@ -136,7 +134,7 @@ def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
     saved.unlink(missing_ok=True)
     experiment.accelerator.free_memory()
     name = f"{experiment.study}, {run.arm.name}, {run.epochs} epochs, seed {run.seed}"
-    print(f"{name}: {row['accuracy']:.2%}, {spent:.2f} s for the last epoch", flush=True)
+    print(f"{name}: {row['accuracy']:.2%}", flush=True)
     return True
 
 
@@ -144,16 +142,12 @@ def train_all(settings: Compare, smoke: bool, end: float) -> bool:
     """Train what is not trained yet; return whether all is."""
     folder = settings.out
     wanted = runs(settings, smoke)
-    if {run.key for run in wanted} <= finished(folder):
-        return True
+    left = [run for run in wanted if run.key not in finished(folder)]
+    if not left or time.monotonic() > end:
+        return not left
     experiment = prepare(settings)
     check_identity(folder, experiment, True)
-    for run in wanted:
-        if run.key in finished(folder):
-            continue
-        if time.monotonic() > end or not train(experiment, run, folder, end):
-            return False
-    return True
+    return all(time.monotonic() < end and train(experiment, run, folder, end) for run in left)
 
 
 def tables(settings: Compare, smoke: bool) -> Iterator[str]:
@@ -161,22 +155,14 @@ def tables(settings: Compare, smoke: bool) -> Iterator[str]:
     rows, folder = table.read(settings.out / "runs.jsonl"), settings.out
     if rows.empty:
         return
-    facts = table.json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    count = sum(facts["data"]["test"])
-    text = table.zlib.decompress(table.base64.b85decode(facts["test_labels"]))
-    labels = np.frombuffer(text, dtype=np.uint16)[:count]
+    facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    every = {n: settings.lr[0] for ns in lengths.values() for n in ns}
-    study = Study(facts["metric"], labels, every)
+    rates = {n: settings.lr[0] for ns in lengths.values() for n in ns}
+    study = Study(facts["metric"], table.unpack_labels(facts["test_labels"]), rates)
     found = outcomes(rows, study, [(TRACT.name, n) for n in sorted(lengths[TRACT], reverse=True)])
     yield f"## {facts['study']}\n\n"
     last = rows[rows["epoch"] == rows["epochs"]]
-    ends = last.groupby(["arm", "epochs"]).agg(
-        seeds=("seed", "count"), accuracy=(facts["metric"], "mean"), seconds=("seconds", "mean")
-    )
-    ends["accuracy"] = (100 * ends["accuracy"]).map("{:.2f} %".format)
-    ends["seconds"] = ends["seconds"].map("{:.2f} an epoch".format)
-    yield table.markdown(ends.reset_index()) + "\n"
+    yield table.markdown(last[["arm", "epochs", "seed", facts["metric"], "seconds"]]) + "\n"
     yield "".join(f"{one.sentence}\n\n" for one in found)
     if found:
         yield table.markdown(summary(found)) + "\n"
