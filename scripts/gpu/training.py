@@ -1,7 +1,5 @@
 """CIFAR-10 on a card: images, crops and flips lie there, and the table is that of ``compare``."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -24,11 +22,7 @@ from tract_hub.studies.verdict import Study, outcomes, summary
 TRACT = Arm(0.1)
 LENGTHS = {ORDINARY: (50, 100), TRACT: (25, 50, 100)}
 SMOKE_LENGTHS = {ORDINARY: (2, 3), TRACT: (1, 2, 3)}
-SEEDS = (0, 1)
-TESTED = 1000
-"""Test images in a forward."""
-SAVED_EVERY = 10
-"""Epochs of which a run that is killed loses the last ones; one that ends in time loses none."""
+SAVED_EVERY = 10  # epochs: what a killed run loses; one that stops in time loses none
 
 
 def studies(data: str, out: Path, smoke: bool) -> list[Compare]:
@@ -44,9 +38,8 @@ def studies(data: str, out: Path, smoke: bool) -> list[Compare]:
 
 def runs(settings: Compare, smoke: bool) -> list[Run]:
     """Return the trainings, shortest first, seeds of one length together."""
-    lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    arms = [(arm, n) for arm in lengths for n in lengths[arm]]
-    every = [Run(arm, n, settings.lr[0], seed) for arm, n in arms for seed in SEEDS]
+    arms = [(a, n) for a, ns in (SMOKE_LENGTHS if smoke else LENGTHS).items() for n in ns]
+    every = [Run(arm, n, settings.lr[0], seed) for arm, n in arms for seed in (0, 1)]
     return sorted(every, key=lambda run: (run.epochs, run.seed))
 
 
@@ -56,12 +49,10 @@ class OnCard(Training):
     def __init__(self, experiment: Experiment, run: Run) -> None:
         super().__init__(experiment, run)
         device, data = self.accelerator.device, experiment.data
-        if data.train.pixels is None or data.test.pixels is None:
-            raise SystemExit("the images do not fit in memory")
         on_device = {"pixels": data.train.pixels.to(device), "labels": data.train.labels.to(device)}
         self.images.split = replace(data.train, **on_device)
-        self.tested = experiment.to_model(data.test.pixels.to(device)).split(TESTED)
-        self.answers = data.test.labels.to(device).split(TESTED)
+        self.tested = experiment.to_model(data.test.pixels.to(device)).split(1000)
+        self.answers = data.test.labels.to(device).split(1000)
 
     def epoch(self, number: int) -> float:
         """Train on all images once: they are cut and normalised together, before the first step."""
@@ -95,15 +86,13 @@ def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
     torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
     saved = folder / "state" / f"{run.slug}.pt"
     training = OnCard(experiment, run)
-    device = experiment.accelerator.device
-    done = 0
+    device, done = experiment.accelerator.device, 0
     if saved.exists():
         done = training.load(torch.load(saved, map_location=device, weights_only=True))
     labels, longest = experiment.data.test.labels.numpy(), 0.0
     for epoch in range(done + 1, run.epochs + 1):
         began = time.monotonic()
-        loss = training.epoch(epoch)
-        spent = time.monotonic() - began
+        loss, spent = training.epoch(epoch), time.monotonic() - began
         correct = training.correct()
         balanced = np.mean([correct[labels == c].mean() for c in np.unique(labels)])
         row = dict(zip(table.RUN, run.key, strict=True)) | {
@@ -116,33 +105,28 @@ def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
         }
         # A diverged run does not come back: its remaining epochs are as this one.
         last = epoch if math.isfinite(loss) else run.epochs
-        for each in range(epoch, last + 1):
-            whole = {**row, "epoch": each}
-            table.append(folder / "runs.jsonl", {c: whole[c] for c in table.COLUMNS})
-        if last == run.epochs:
-            break
+        for row["epoch"] in range(epoch, last + 1):
+            table.append(folder / "runs.jsonl", {c: row[c] for c in table.COLUMNS})
         if epoch > done + 1:  # the first one compiles
             longest = max(longest, time.monotonic() - began)
-        out_of_time = time.monotonic() + 2 * longest > end
-        if out_of_time or epoch % SAVED_EVERY == 0:
+        stops = last == run.epochs or time.monotonic() + 2 * longest > end
+        if stops or epoch % SAVED_EVERY == 0:
             buffer = io.BytesIO()
             torch.save(training.state(epoch), buffer)
             table.write_atomically(saved, buffer.getvalue())
-        if out_of_time:
-            experiment.accelerator.free_memory()
-            return False
-    saved.unlink(missing_ok=True)
+        if stops:
+            break
     experiment.accelerator.free_memory()
-    name = f"{experiment.study}, {run.arm.name}, {run.epochs} epochs, seed {run.seed}"
-    print(f"{name}: {row['accuracy']:.2%}", flush=True)
-    return True
+    if last == run.epochs:
+        saved.unlink(missing_ok=True)
+    print(f"{experiment.study}, {run.slug}, epoch {epoch}: {row['accuracy']:.2%}", flush=True)
+    return last == run.epochs
 
 
 def train_all(settings: Compare, smoke: bool, end: float) -> bool:
     """Train what is not trained yet; return whether all is."""
     folder = settings.out
-    wanted = runs(settings, smoke)
-    left = [run for run in wanted if run.key not in finished(folder)]
+    left = [run for run in runs(settings, smoke) if run.key not in finished(folder)]
     if not left or time.monotonic() > end:
         return not left
     experiment = prepare(settings)
@@ -156,13 +140,11 @@ def tables(settings: Compare, smoke: bool) -> Iterator[str]:
     if rows.empty:
         return
     facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    rates = {n: settings.lr[0] for ns in lengths.values() for n in ns}
+    lengths = (SMOKE_LENGTHS if smoke else LENGTHS)[TRACT]  # ordinary training's are among them
+    rates = dict.fromkeys(lengths, settings.lr[0])
     study = Study(facts["metric"], table.unpack_labels(facts["test_labels"]), rates)
-    found = outcomes(rows, study, [(TRACT.name, n) for n in sorted(lengths[TRACT], reverse=True)])
+    found = outcomes(rows, study, [(TRACT.name, n) for n in reversed(lengths)])
     yield f"## {facts['study']}\n\n"
-    last = rows[rows["epoch"] == rows["epochs"]]
-    yield table.markdown(last[["arm", "epochs", "seed", facts["metric"], "seconds"]]) + "\n"
     yield "".join(f"{one.sentence}\n\n" for one in found)
     if found:
         yield table.markdown(summary(found)) + "\n"
