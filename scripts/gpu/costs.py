@@ -1,7 +1,5 @@
 """What TrAct costs on a card: steps taken in turns, kernels by the profiler, and the floor."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools
@@ -16,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 import tract_hub
 from tract_hub.errors import first_line
@@ -25,31 +23,21 @@ from tract_hub.studies.bench import ARMS, CASES, Case, arms
 from tract_hub.studies.models import logits_of
 from tract_hub.studies.train import interleave
 
-SMOKE = {
-    "tiny": Case("small-vit", (3, 32, 32), 8, {"img_size": 32, "depth": 1, "num_classes": 10}),
-    "tiny-mlp": Case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), (3, 8, 8), 8),
-}
-TURN_SECONDS = {"cuda": 8.0, "cpu": 0.5}
-"""Seconds of a cell's turns: with five steps a turn, the quartiles are then of 10 turns or more."""
-STEPS = 5
-LEAST_TURNS, MOST_TURNS = 3, 100
-PROFILED = 3
-SHOWN_KERNELS = 8
-
-Cell = tuple[str, str, bool]
+SMOKE = {"tiny": Case("small-vit", (3, 32, 32), 8, {"img_size": 32, "depth": 1})}
+TURN_SECONDS = {"cuda": 8.0, "cpu": 0.5}  # of all turns of a cell
+STEPS, PROFILED, LEAST_TURNS, MOST_TURNS = 5, 3, 3, 100
 
 
-def cells(smoke: bool) -> list[Cell]:
-    """Return case, precision and whether it is compiled, the most telling first.
-
-    Without autocast, the authors' package runs too: under autocast its convolution does not.
-    """
-    names = list(SMOKE if smoke else CASES["cuda"])
+def cells(smoke: bool) -> list[tuple[str, str, bool]]:
+    """Return case, precision and whether it is compiled, the most telling first."""
+    # Without autocast for the authors' package: under autocast its convolution does not run.
     ways = [("bf16", False), ("fp32", False), ("bf16", True)]
-    return [(name, *way) for way in ways for name in names]
+    return [(name, *way) for way in ways for name in (SMOKE if smoke else CASES["cuda"])]
 
 
-def measure(cell: Cell, path: Path, device: torch.device, card: str, smoke: bool) -> None:
+def measure(
+    cell: tuple[str, str, bool], path: Path, device: torch.device, card: str, smoke: bool
+) -> None:
     """Measure the arms of a cell, and append a row an arm."""
     name, precision, compiled = cell
     case = (SMOKE if smoke else CASES["cuda"])[name]
@@ -60,24 +48,18 @@ def measure(cell: Cell, path: Path, device: torch.device, card: str, smoke: bool
     labels = torch.arange(case.batch, device=device) % 10
     tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
     steps: dict[str, Callable[[], None]] = {}
-    same = {"card": card, "case": name, "batch": case.batch, "precision": precision}
-    same["compiled"] = compiled
-    for arm in arms():
-        if compiled and arm == "torch_tract":
-            continue
+    same = {"card": card, "case": name, "batch": case.batch}
+    same |= {"precision": precision, "compiled": compiled}
+    for arm in [arm for arm in arms() if not (compiled and arm == "torch_tract")]:
         twin = ARMS[arm](copy.deepcopy(model, dict(tensors)))  # modules, but not their tensors
         if compiled:
             twin.compile(backend="aot_eager" if smoke else "inductor")
         step = functools.partial(train_step, twin, images, labels, precision)
         try:
-            for _ in range(PROFILED):
-                step()
-            synchronize(device)
+            kernels(step, device)
             steps[arm] = step
         except Exception as error:  # of the authors' package, or for want of memory
             table.append(path, same | {"arm": arm, "error": first_line(error)})
-    if "ordinary" not in steps:
-        return
     began, turns = time.perf_counter(), []
     timers = [functools.partial(seconds, step, device) for step in steps.values()]
     for times in interleave(timers, MOST_TURNS):
@@ -85,7 +67,7 @@ def measure(cell: Cell, path: Path, device: torch.device, card: str, smoke: bool
         if len(turns) >= LEAST_TURNS and time.perf_counter() - began > TURN_SECONDS[device.type]:
             break
     found = {arm: kernels(step, device) for arm, step in steps.items()}
-    for arm in steps:
+    for arm in steps if "ordinary" in steps else ():
         ratios = [turn[arm] / turn["ordinary"] for turn in turns]
         row: dict[str, Any] = same | {
             "arm": arm,
@@ -97,7 +79,7 @@ def measure(cell: Cell, path: Path, device: torch.device, card: str, smoke: bool
         if arm == "tract_hub":
             added = Counter(found[arm])
             added.subtract(found["ordinary"])
-            row["kernels"] = [[k[:90], round(ms, 4)] for k, ms in added.most_common(SHOWN_KERNELS)]
+            row["kernels"] = [[k[:90], round(ms, 4)] for k, ms in added.most_common(8)]
             row |= work(model, images)
         table.append(path, row)
 
@@ -112,50 +94,38 @@ def train_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str)
 
 def seconds(step: Callable[[], None], device: torch.device) -> float:
     """Return the seconds of a step, of several in a row."""
-    steps = STEPS if device.type == "cuda" else 1
-    synchronize(device)
-    began = time.perf_counter()
+    steps, began = STEPS if device.type == "cuda" else 1, synchronize(device)
     for _ in range(steps):
         step()
-    synchronize(device)
-    return (time.perf_counter() - began) / steps
+    return (synchronize(device) - began) / steps
 
 
 def kernels(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Return the milliseconds of each kernel in a step; on a CPU, those of each operation."""
-    on_card = device.type == "cuda"
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
-    with profile(activities=kinds) as profiler:
+    with profile() as profiler:  # of all kinds of device that there are
         for _ in range(PROFILED):
             step()
         synchronize(device)
-    wanted = DeviceType.CUDA if on_card else DeviceType.CPU
-    events = [
-        event
+    kind, total = DeviceType.CPU, "self_cpu_time_total"
+    if device.type == "cuda":
+        kind, total = DeviceType.CUDA, "self_device_time_total"
+    return {
+        event.key: getattr(event, total) / PROFILED / 1e3
         for event in profiler.key_averages()
-        if event.device_type == wanted and not getattr(event, "is_user_annotation", False)
-    ]
-    total = "self_device_time_total" if on_card else "self_cpu_time_total"
-    return {event.key: getattr(event, total) / PROFILED / 1e3 for event in events}
+        if event.device_type == kind and not event.is_user_annotation
+    }
 
 
 def work(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """Return what the Gram matrix needs at least: bytes to read, operations of half a matrix.
-
-    Rows of the unfolded input that are fewer than its features take the place of the features.
-    """
+    """Return what the Gram matrix needs at least: bytes to read, operations of half a matrix."""
     (stem, *_), shapes = tract_hub.locate(model), []
     hook = stem.module.register_forward_hook(lambda *a: shapes.append(a[2].shape))
     with torch.no_grad():
         model(images[:1])
     hook.remove()
-    positions = shapes[0][2:].numel() if len(shapes[0]) > 2 else 1
-    rows = len(images) * positions
-    few, many = sorted((rows, stem.in_features))
-    return {"rows": rows, "features": stem.in_features} | {
-        "bytes": 2 * images.numel(),
-        "operations": many * few * (few + 1),
-    }
+    rows = len(images) * shapes[0][2:].numel()  # of no dimensions: 1
+    few, many = sorted((rows, stem.in_features))  # of the two Gram matrices, the smaller
+    return {"bytes": 2 * images.numel(), "operations": many * few * (few + 1)}
 
 
 def peak(device: torch.device, card: str, smoke: bool) -> dict[str, Any]:
@@ -163,48 +133,38 @@ def peak(device: torch.device, card: str, smoke: bool) -> dict[str, Any]:
     side, count = (256, 2**20) if smoke else (8192, 2**30)
     left = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     source = torch.zeros(count, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
     product = min(seconds(lambda: left @ left, device) for _ in range(10))
-    copied = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
-    return {
-        "card": card,
-        "tflop_s": round(2 * side**3 / product / 1e12, 3),
-        "gb_s": round(2 * count / copied / 1e9, 2),
-    }
+    copied = min(seconds(source.clone, device) for _ in range(10))
+    rates = 2 * side**3 / product / 1e12, 2 * count / copied / 1e9
+    return {"card": card, "tflop_s": round(rates[0], 3), "gb_s": round(rates[1], 2)}
 
 
-def synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> float:
+    """Wait for the device; return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def tables(rows: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the page's tables, a card at a time."""
     for at in peaks:
-        card = [row for row in rows if row["card"] == at["card"]]
-        yield (
-            f"{at['card']}: {at['tflop_s']:g} TFLOP/s (product of bfloat16 matrices), "
-            f"{at['gb_s']:g} GB/s (copy).\n\n"
-        )
-        lines, most = [], []
-        for row in card:
-            way = f"{row['precision']}, {'compiled' if row['compiled'] else 'eager'}"
-            line = {"case": row["case"], "batch": row["batch"], "how": way, "arm": row["arm"]}
-            if "error" in row:
-                lines.append(line | {"step": row["error"]})
-                continue
-            low, middle, high = (100 * (ratio - 1) for ratio in row["ratio"])
-            line |= {"step": f"{row['ms']:.4g} ms", "kernels": f"{row['kernel_ms']:.4g} ms"}
-            if row["arm"] != "ordinary":
-                line["added (quartiles)"] = f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
-            if row["arm"] == "tract_hub" and row["precision"] == "bf16":
-                read = row["bytes"] / at["gb_s"] / 1e6
-                computed = row["operations"] / at["tflop_s"] / 1e9
-                line["floor"] = f"{max(read, computed):.3f} ms"
-            lines.append(line)
-            for kernel, ms in row.get("kernels", ())[:3]:
-                name = kernel.replace("|", "/")
-                most.append({"case": row["case"], "how": way, "kernel": name, "added": f"{ms} ms"})
+        yield f"{at['card']}: {at['tflop_s']} TFLOP/s (bfloat16), {at['gb_s']} GB/s (copy).\n\n"
+        lines = [figures(row, at) for row in rows if row["card"] == at["card"]]
         yield table.markdown(pd.DataFrame(lines).fillna("")) + "\n"
-        yield "The kernels whose time TrAct adds to most:\n\n"
-        yield table.markdown(pd.DataFrame(most)) + "\n"
+
+
+def figures(row: dict[str, Any], at: dict[str, Any]) -> dict[str, str]:
+    """Return a row's figures as texts, with the floor by the card's measured rates."""
+    texts = {key: str(row[key]) for key in ("case", "batch", "precision", "arm")}
+    texts["compiled"] = "yes" if row["compiled"] else "no"
+    if "error" in row:
+        return texts | {"step": row["error"]}
+    low, middle, high = (f"{100 * (ratio - 1):+.1f}" for ratio in row["ratio"])
+    texts |= {"step": f"{row['ms']:.4g} ms", "kernels": f"{row['kernel_ms']:.4g} ms"}
+    if row["arm"] != "ordinary":
+        texts["added (quartiles)"] = f"{middle} % ({low} to {high})"
+    if row["arm"] == "tract_hub" and row["precision"] == "bf16":
+        floor = max(row["bytes"] / at["gb_s"] / 1e6, row["operations"] / at["tflop_s"] / 1e9)
+        texts["floor"] = f"{floor:.3f} ms"
+    return texts

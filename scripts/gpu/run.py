@@ -4,16 +4,13 @@
     python scripts/gpu/run.py --smoke     # the same on a CPU, with tiny models and data
 
 In order: the GPU tests; what TrAct costs (eager, without autocast beside torch_tract, compiled);
-CIFAR-10 by the paper's recipes. Rows are written as they come (tests.jsonl, costs.jsonl,
-peaks.jsonl, and runs.jsonl in a folder a model), the page README.md after each part. To have a
-part done again, remove its file.
+CIFAR-10 by the paper's recipes. Rows are written as they come, to files of JSON lines; the page
+README.md after each part. Remove a file to have its part done again.
 """
 
-from __future__ import annotations
-
 import argparse
+import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,19 +23,18 @@ import torch
 import training
 
 from tract_hub.studies import table
-from tract_hub.studies.machine import machine, processor
+from tract_hub.studies.machine import machine
 
 ROOT = Path(__file__).parents[2]
-RESERVE = {False: 45.0, True: 120.0}
-"""Seconds that must be left to begin a cell of the cost table: eager, compiled."""
-TAIL = 60.0
-"""Seconds before the end at which trainings stop: saving and the page take a few."""
+RESERVE = {False: 45.0, True: 120.0}  # seconds left to begin a cell of costs: eager, compiled
+TEST_SHARE = 0.6  # of the time, for the GPU tests: one that hangs must not take all
+TAIL = 60.0  # seconds before the end at which trainings stop, as compiling knows no end
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what there is time for; return 0 for all of it, 3 for a part, 1 if tests failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Form)
-    parser.add_argument("--data", help="parquet files of CIFAR-10; without, nothing is trained")
+    """Do what there is time for. Return 0 if that was all, 3 if not, 1 if tests failed."""
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--data", default="", help="CIFAR-10; without, nothing is trained")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/gpu")
     parser.add_argument("--smoke", action="store_true", help="tiny models and data on a CPU")
@@ -47,51 +43,37 @@ def main(arguments: list[str] | None = None) -> int:
     if not (given.smoke or torch.cuda.is_available()):
         parser.error("there is no GPU here: --smoke tries the command without one")
     device = torch.device("cpu" if given.smoke else "cuda")
-    card = name_of_card(device)
-    print(f"{card}; {machine()}", flush=True)
-    done = test(given.out, card, end) and measure(given.out, device, card, given.smoke, end)
+    card = "a CPU" if given.smoke else name_of_card()
+    test(given.out, card, end)
+    done = measure(given.out, device, card, given.smoke, end)
     write_page(given.out, card, given)
-    studies = training.studies(given.data or "", given.out, given.smoke)
-    if given.data or given.smoke:
-        for settings in studies:
-            done = done and training.train_all(settings, given.smoke, end - TAIL)
+    for settings in training.studies(given.data, given.out, given.smoke):
+        if given.data or given.smoke:
+            done = training.train_all(settings, given.smoke, end - TAIL) and done
             write_page(given.out, card, given)
-    failed = [row for row in rows_of(given.out / "tests.jsonl") if row["failed"]]
-    print("all is done" if done else "there is more to do: run the same command again")
-    print(f"written to {given.out}: README.md", flush=True)
+    print("all is done" if done else "there is more: run the same command again", "→", given.out)
+    failed = any(row["failed"] for row in rows_of(given.out / "tests.jsonl"))
     return 1 if failed else 0 if done else 3
 
 
-class Form(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The help shows this file's first words as they are, and defaults."""
-
-
-def test(out: Path, card: str, end: float) -> bool:
-    """Run the GPU tests once a card; return whether they have run."""
-    path = out / "tests.jsonl"
+def test(out: Path, card: str, end: float) -> None:
+    """Run the GPU tests once a card."""
+    path, began = out / "tests.jsonl", time.monotonic()
     if any(row["card"] == card for row in rows_of(path)):
-        return True
-    began = time.monotonic()
+        return
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.getenv('PYTHONPATH', '')}"}
-    try:
-        ran = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=max(1.0, end - began),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        print("the GPU tests did not end in time", flush=True)
-        return False
-    table.write_atomically(out / "tests.log", ran.stdout + ran.stderr)
-    last = ran.stdout.strip().splitlines()[-1] if ran.stdout.strip() else ""
+    log, limit = out / "tests.log", max(1.0, TEST_SHARE * (end - began))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=limit)
+    said = log.read_text()
+    last = (said.strip().splitlines() or [""])[-1]
     counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
-    if ran.returncode and not failed:
-        failed = [f"pytest ended with {ran.returncode}, see tests.log"]
-    row = {"card": card, **counts, "failed": failed, "seconds": round(time.monotonic() - began, 1)}
-    table.append(path, row)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    if not counts:
+        failed.append("they did not end, see tests.log")
+    table.append(path, {"card": card, **counts, "failed": failed})
     print(f"GPU tests: {last}", flush=True)
-    return True
 
 
 def measure(out: Path, device: torch.device, card: str, smoke: bool, end: float) -> bool:
@@ -100,19 +82,17 @@ def measure(out: Path, device: torch.device, card: str, smoke: bool, end: float)
     if not any(row["card"] == card for row in rows_of(out / "peaks.jsonl")):
         table.append(out / "peaks.jsonl", costs.peak(device, card, smoke))
     for cell in costs.cells(smoke):
-        keys = ("case", "precision", "compiled")
-        rows = [row for row in rows_of(path) if row["card"] == card and row["arm"] == "tract_hub"]
-        if cell in {tuple(row[key] for key in keys) for row in rows}:
+        names = ("card", "arm", "case", "precision", "compiled")
+        if (card, "tract_hub", *cell) in {
+            tuple(row[name] for name in names) for row in rows_of(path)
+        }:
             continue
         if not smoke and time.monotonic() + RESERVE[cell[2]] > end:
             return False
         began = time.monotonic()
         costs.measure(cell, path, device, card, smoke)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        name, precision, compiled = cell
-        way = "compiled" if compiled else "eager"
-        print(f"{name}, {precision}, {way}: {time.monotonic() - began:.0f} s", flush=True)
+        torch.cuda.empty_cache()
+        print(f"cost of {cell}: {time.monotonic() - began:.0f} s", flush=True)
     return True
 
 
@@ -122,35 +102,26 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def name_of_card(device: torch.device) -> str:
-    """Return the device's name, with its driver and the CUDA version of torch."""
-    if device.type == "cpu":
-        return f"{processor()} (CPU)"
+def name_of_card() -> str:
+    """Return the GPU's name, with its driver and the CUDA version of torch."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
-    except OSError:
-        driver = "unknown"
-    name = torch.cuda.get_device_name()
-    return f"{name} (driver {driver}, CUDA {torch.version.cuda}, torch {torch.__version__})"
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0]
+    name, cuda = torch.cuda.get_device_name(), torch.version.cuda
+    return f"{name} (driver {driver}, CUDA {cuda}, torch {torch.__version__})"
 
 
 def write_page(out: Path, card: str, given: argparse.Namespace) -> None:
     """Write the page of what there is."""
-    text = "# On a GPU\n\n"
-    if given.smoke:
-        text += "A trial on a CPU with tiny models and data: its figures mean nothing.\n\n"
-    text += f"By `python scripts/gpu/run.py`, last on {card}; {machine()}.\n\n## Tests\n\n"
+    trial = "A trial with tiny models and data: its figures mean nothing. " if given.smoke else ""
+    text = f"# On a GPU\n\n{trial}Last on {card}; {machine()}.\n\n## Tests\n\n"
     for row in rows_of(out / "tests.jsonl"):
         counts = ", ".join(f"{row[k]} {k}" for k in ("passed", "skipped", "error") if k in row)
         text += f"{row['card']}: {counts or 'none ran'}, {len(row['failed'])} failed.\n\n"
         text += "".join(f"- {name}\n" for name in row["failed"]) + "\n" * bool(row["failed"])
-    text += "## Cost of a step\n\n"
-    text += "Forward and backward, channels_last; added to the ordinary model's, in turns. "
-    text += "Kernels: sum over a step. Floor: of the Gram matrix, by the rates measured here.\n\n"
-    rows, peaks = rows_of(out / "costs.jsonl"), rows_of(out / "peaks.jsonl")
-    text += "".join(costs.tables(rows, peaks)) if rows else ""
-    for settings in training.studies(given.data or "", out, given.smoke):
+    text += "## Cost of a step\n\nForward and backward, channels_last, in turns. Kernels: sum over "
+    text += "a step. Floor: of the Gram matrix, by the rates measured here.\n\n"
+    text += "".join(costs.tables(rows_of(out / "costs.jsonl"), rows_of(out / "peaks.jsonl")))
+    for settings in training.studies(given.data, out, given.smoke):
         text += "".join(training.tables(settings, given.smoke))
     table.write_atomically(out / "README.md", text)
 

@@ -1,13 +1,12 @@
 """CIFAR-10 on a card: images, crops and flips lie there, and the table is that of ``compare``."""
 
-from __future__ import annotations
-
+import io
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,43 +16,31 @@ from tract_hub.studies import table
 from tract_hub.studies.compare import check_identity, finished, prepare
 from tract_hub.studies.models import logits_of
 from tract_hub.studies.settings import ORDINARY, RECIPES, Arm, Compare, Run
-from tract_hub.studies.train import EPOCH_SEED, Experiment, Training, train
+from tract_hub.studies.train import EPOCH_SEED, Experiment, Training
 from tract_hub.studies.verdict import Study, outcomes, summary
 
 TRACT = Arm(0.1)
 LENGTHS = {ORDINARY: (50, 100), TRACT: (25, 50, 100)}
 SMOKE_LENGTHS = {ORDINARY: (2, 3), TRACT: (1, 2, 3)}
-SEEDS = (0, 1)
-TESTED = 1000
-"""Test images in a forward."""
-SAVED_EVERY = 10
-"""Epochs of which a run that is killed loses the last ones; one that ends in time loses none."""
+SAVED_EVERY = 10  # epochs: what a killed run loses; one that stops in time loses none
 
 
 def studies(data: str, out: Path, smoke: bool) -> list[Compare]:
     """Return the settings of the two models: the paper's recipes, in bfloat16 and compiled."""
+    both = [RECIPES["cifar-resnet18"], RECIPES["cifar-vit"]]
     if smoke:
-        tiny = replace(RECIPES["digits"], max_train=128, max_test=64, seeds=2, epochs=(1, 2, 3))
-        vit = replace(
-            tiny, model="small-vit", model_arg=("depth=1",), optimizer="adamw", lr=(1e-3,)
-        )
-        both = {"resnet18": replace(tiny, augment="crop-flip"), "vit": vit}
-    else:
-        both = {"resnet18": RECIPES["cifar-resnet18"], "vit": RECIPES["cifar-vit"]}
-        both = {k: replace(s, data=data, compiled=True, device="cuda") for k, s in both.items()}
-    return [
-        replace(settings, precision="bf16", channels_last=True, out=out / name)
-        for name, settings in both.items()
-    ]
+        both = [RECIPES["narrow-resnet18"], replace(RECIPES["small-vit"], model_arg=("depth=1",))]
+        both = [replace(s, data="digits", max_train=128, max_test=64) for s in both]
+    same = {"precision": "bf16", "channels_last": True, "compiled": not smoke}
+    same |= {"device": "cpu"} if smoke else {"device": "cuda", "data": data}
+    return [replace(settings, **same, out=out / settings.recipe) for settings in both]
 
 
 def runs(settings: Compare, smoke: bool) -> list[Run]:
     """Return the trainings, shortest first, seeds of one length together."""
-    lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    keys = sorted(
-        (n, seed, arm is TRACT) for arm in lengths for n in lengths[arm] for seed in SEEDS
-    )
-    return [Run(TRACT if is_tract else ORDINARY, n, settings.lr[0], s) for n, s, is_tract in keys]
+    arms = [(a, n) for a, ns in (SMOKE_LENGTHS if smoke else LENGTHS).items() for n in ns]
+    every = [Run(arm, n, settings.lr[0], seed) for arm, n in arms for seed in (0, 1)]
+    return sorted(every, key=lambda run: (run.epochs, run.seed))
 
 
 class OnCard(Training):
@@ -62,12 +49,10 @@ class OnCard(Training):
     def __init__(self, experiment: Experiment, run: Run) -> None:
         super().__init__(experiment, run)
         device, data = self.accelerator.device, experiment.data
-        if data.train.pixels is None or data.test.pixels is None:
-            raise SystemExit("the images do not fit in memory")
         on_device = {"pixels": data.train.pixels.to(device), "labels": data.train.labels.to(device)}
         self.images.split = replace(data.train, **on_device)
-        self.tested = experiment.to_model(data.test.pixels.to(device)).split(TESTED)
-        self.answers = data.test.labels.to(device).split(TESTED)
+        self.tested = experiment.to_model(data.test.pixels.to(device)).split(1000)
+        self.answers = data.test.labels.to(device).split(1000)
 
     def epoch(self, number: int) -> float:
         """Train on all images once: they are cut and normalised together, before the first step."""
@@ -96,63 +81,70 @@ class OnCard(Training):
         return torch.cat(right).cpu().numpy()
 
 
+def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
+    """Train a run from where it stopped; return whether it is done, which it is not out of time."""
+    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
+    saved = folder / "state" / f"{run.slug}.pt"
+    training = OnCard(experiment, run)
+    device, done = experiment.accelerator.device, 0
+    if saved.exists():
+        done = training.load(torch.load(saved, map_location=device, weights_only=True))
+    labels, longest = experiment.data.test.labels.numpy(), 0.0
+    for epoch in range(done + 1, run.epochs + 1):
+        began = time.monotonic()
+        loss, spent = training.epoch(epoch), time.monotonic() - began
+        correct = training.correct()
+        balanced = np.mean([correct[labels == c].mean() for c in np.unique(labels)])
+        row = dict(zip(table.RUN, run.key, strict=True)) | {
+            "study": experiment.study,
+            "loss": round(loss, 6) if math.isfinite(loss) else None,
+            "accuracy": round(float(correct.mean()), 6),
+            "balanced_accuracy": round(float(balanced), 6),
+            "seconds": round(spent, 4),
+            "correct": table.pack(correct),
+        }
+        # A diverged run does not come back: its remaining epochs are as this one.
+        last = epoch if math.isfinite(loss) else run.epochs
+        for row["epoch"] in range(epoch, last + 1):
+            table.append(folder / "runs.jsonl", {c: row[c] for c in table.COLUMNS})
+        if epoch > done + 1:  # the first one compiles
+            longest = max(longest, time.monotonic() - began)
+        stops = last == run.epochs or time.monotonic() + 2 * longest > end
+        if stops or epoch % SAVED_EVERY == 0:
+            buffer = io.BytesIO()
+            torch.save(training.state(epoch), buffer)
+            table.write_atomically(saved, buffer.getvalue())
+        if stops:
+            break
+    experiment.accelerator.free_memory()
+    if last == run.epochs:
+        saved.unlink(missing_ok=True)
+    print(f"{experiment.study}, {run.slug}, epoch {epoch}: {row['accuracy']:.2%}", flush=True)
+    return last == run.epochs
+
+
 def train_all(settings: Compare, smoke: bool, end: float) -> bool:
     """Train what is not trained yet; return whether all is."""
-    folder = settings.folder()
-    wanted = runs(settings, smoke)
-    if {run.key for run in wanted} <= finished(folder):
-        return True
+    folder = settings.out
+    left = [run for run in runs(settings, smoke) if run.key not in finished(folder)]
+    if not left or time.monotonic() > end:
+        return not left
     experiment = prepare(settings)
-    check_identity(folder, experiment)
-    for run in wanted:
-        if run.key in finished(folder):
-            continue
-        torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
-        if time.monotonic() > end or not train(
-            OnCard(experiment, run), folder, OutOfTime(end), SAVED_EVERY
-        ):
-            return False
-    return True
-
-
-class OutOfTime:
-    """Tells after each epoch whether the next one might not end in time."""
-
-    def __init__(self, end: float) -> None:
-        self.end, self.began, self.longest, self.epochs = end, time.monotonic(), 0.0, 0
-
-    def __call__(self, row: dict[str, Any]) -> bool:
-        now, self.epochs = time.monotonic(), self.epochs + 1
-        if self.epochs > 1:  # the first one compiles
-            self.longest = max(self.longest, now - self.began)
-        self.began = now
-        if row["epoch"] == row["epochs"]:
-            name = f"{row['study']}, {row['arm']}, {row['epochs']} epochs, seed {row['seed']}"
-            accuracy = f"{row['accuracy']:.2%}"
-            print(f"{name}: {accuracy}, {row['seconds']:.2f} s for the last epoch", flush=True)
-        return now + 2 * self.longest > self.end
+    check_identity(folder, experiment, True)
+    return all(time.monotonic() < end and train(experiment, run, folder, end) for run in left)
 
 
 def tables(settings: Compare, smoke: bool) -> Iterator[str]:
     """Yield the verdict's sentences and its table, by the definitions of ``tract-hub compare``."""
-    folder = settings.folder()
-    rows = table.read(folder / "runs.jsonl")
+    rows, folder = table.read(settings.out / "runs.jsonl"), settings.out
     if rows.empty:
         return
     facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    labels = table.unpack_labels(facts["test_labels"])
-    lengths = SMOKE_LENGTHS if smoke else LENGTHS
-    every = {n: settings.lr[0] for ns in lengths.values() for n in ns}
-    study = Study(facts["metric"], labels, every)
-    found = outcomes(rows, study, [(TRACT.name, n) for n in sorted(lengths[TRACT], reverse=True)])
+    lengths = (SMOKE_LENGTHS if smoke else LENGTHS)[TRACT]  # ordinary training's are among them
+    rates = dict.fromkeys(lengths, settings.lr[0])
+    study = Study(facts["metric"], table.unpack_labels(facts["test_labels"]), rates)
+    found = outcomes(rows, study, [(TRACT.name, n) for n in reversed(lengths)])
     yield f"## {facts['study']}\n\n"
-    last = rows[rows["epoch"] == rows["epochs"]]
-    ends = last.groupby(["arm", "epochs"]).agg(
-        seeds=("seed", "count"), accuracy=(facts["metric"], "mean"), seconds=("seconds", "mean")
-    )
-    ends["accuracy"] = (100 * ends["accuracy"]).map("{:.2f} %".format)
-    ends["seconds"] = ends["seconds"].map("{:.2f} an epoch".format)
-    yield table.markdown(ends.reset_index()) + "\n"
     yield "".join(f"{one.sentence}\n\n" for one in found)
     if found:
         yield table.markdown(summary(found)) + "\n"
