@@ -110,26 +110,26 @@ class Compare:
     max_test: int | None = None
     """At most so many test images."""
     lam: tuple[float, ...] = (0.1,)
-    """λ of TrAct, an arm each; the verdict is about the first."""
+    """λ of TrAct. Each is trained and compared; the verdict is about the first."""
     damping: tuple[Damping, ...] = ("absolute",)
     """absolute: λ itself; relative: λ times the mean square of the first layer's input."""
     rescaled: bool = False
-    """Add arms with TrAct's direction at the ordinary gradient's norm."""
+    """Also train with TrAct's direction at the ordinary gradient's norm."""
     stem_lr: tuple[float, ...] = ()
-    """Add ordinary arms whose first layer has its learning rate times this."""
+    """Also train without TrAct, with the first layer's learning rate times this."""
     epochs: tuple[int, ...] = (3,)
-    """Lengths of training, each a training of its own; the verdict is about the last."""
+    """Lengths of training; each is trained on its own. The verdict is about the last."""
     ordinary_epochs: tuple[int, ...] = ()
     """Further lengths, for ordinary training alone."""
     seeds: int = 12
-    """Seeds; each trains every arm once."""
+    """Number of seeds. Each seed trains once with and once without TrAct."""
     first_seed: int = 0
     """The first of them."""
     lr: tuple[float, ...] = (0.4,)
     """Peak learning rate; none: timm's usual one for the model's kind. Of several, for each length,
     the one that ordinary training ends best with is taken, by --grid-seeds."""
     grid_seeds: int = 3
-    """Seeds of the choice among several learning rates."""
+    """Number of seeds that choose among several learning rates."""
     optimizer: str = "sgd"
     """sgd (with Nesterov momentum), adamw, or any optimizer of timm; usual: timm's usual one for
     the model's kind, as are the values below where they are None."""
