@@ -209,6 +209,15 @@ def test_a_batch_norm_on_the_pixels_is_passed_with_a_warning() -> None:
     assert [state.weight_name for state in tract_hub.status(model)] == ["1.weight"]
 
 
+def test_a_frozen_twin_is_named_and_the_other_is_treated() -> None:
+    model = nn.ModuleDict({"query": nn.Conv2d(3, 4, 3), "key": nn.Conv2d(3, 4, 3)})
+    model["key"].requires_grad_(False)
+    with pytest.warns(tract_hub.TractWarning, match=r"^'key.weight' is frozen") as caught:
+        tract_hub.enable(model, stems=["query", "key"])
+    assert len(caught) == 1
+    assert [state.frozen for state in tract_hub.status(model)] == [True, False]
+
+
 def test_a_frozen_first_layer_warns_once_and_says_what_to_do() -> None:
     model = zoo.build("resnet18")
     model.conv1.requires_grad_(False)
