@@ -27,11 +27,8 @@ def digits() -> list[dict[str, torch.Tensor]]:
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None]
     images = (images - images.mean()) / images.std()  # λ = 0.1 is meant for standardised pixels
-    labels = torch.tensor(data.target)
-    return [
-        {"pixel_values": image, "labels": label}
-        for image, label in zip(images, labels, strict=True)
-    ]
+    pairs = zip(images, torch.tensor(data.target), strict=True)
+    return [{"pixel_values": image, "labels": label} for image, label in pairs]
 
 
 def accuracy(prediction) -> dict[str, float]:

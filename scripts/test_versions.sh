@@ -43,7 +43,7 @@ for versions in "${which[@]}"; do
   fi
   "$python" -m pip install -q "${constraints[@]}" -e ".[test]"
   echo "== $versions: $("$python" -m pip list --format=freeze |
-    grep -E '^(torch|torchvision|timm|transformers|accelerate)==' | tr '\n' ' ')" \
+    grep -E "^(torch|torchvision|timm|transformers|accelerate)==" | tr '\n' ' ')" \
     "installed in $((SECONDS - began)) s"
   "$python" -m pytest -q -p no:cacheprovider "${options[@]}"
   echo "== $versions: passed, $((SECONDS - began)) s"

@@ -9,7 +9,7 @@ from torch import nn
 
 import tract_hub
 
-FUNCTIONS = ("disable", "enable", "finish", "locate", "optimizer_factory", "status")
+FUNCTIONS = ("disable", "enable", "finish", "locate", "measure", "optimizer_factory", "status")
 CLASSES = ("Status", "Stem", "StemStatus", "TractCallback")
 ERRORS = ("ExampleInputError", "StemNotFoundError", "UnsupportedStemError")
 

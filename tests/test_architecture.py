@@ -23,11 +23,10 @@ MAY_IMPORT = {
     # method.calls says what a call of a layer is, without any mathematics.
     "locator": {"errors", "names", "stem", "method.calls"},
     "attach": {*SHARED, "locator", "method"},
-    "integrations": {*SHARED, "attach", "locator", "method"},
+    "integrations": {*SHARED, "", "attach", "locator", "method"},
     "launch": {*SHARED, "integrations"},
     "studies": {*SHARED, "", "attach", "locator", "method"},
-    "commands": {*SHARED, "", "studies"},
-    "cli": {"", "errors", "commands"},
+    "cli": {"", "errors", "names", "studies"},
     "__main__": {"cli"},
 }
 KNOW_ONLY_TORCH = ("method", "attach", "config", "errors", "names", "stem")

@@ -150,6 +150,16 @@ PEFT = {
 }
 
 
+def test_peft_may_save_a_module_above_the_layer(x: Tensor) -> None:
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential()
+    model.add_module("embed", nn.Sequential(Net().conv, nn.ReLU()))
+    model.add_module("head", nn.Conv2d(4, 2, 3).double())
+    settings = peft.LoraConfig(r=2, target_modules=["head"], modules_to_save=["embed"])
+    model = peft.get_peft_model(tract_hub.enable(model), settings).double()
+    assert_followed(gradients(model, x), model, x)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("order", ["before", "after", "again"])
 @pytest.mark.parametrize("kind", PEFT)

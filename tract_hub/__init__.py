@@ -2,7 +2,7 @@
 
     model = tract_hub.enable(timm.create_model("vit_small_patch16_224"))
 
-``enable`` finds the layers that read the pixels and gives them the exact TrAct gradient (Petersen,
+``enable`` finds the layers that read the pixels and gives them the TrAct gradient (Petersen,
 Borgelt, Ermon, NeurIPS 2024); ``disable`` removes it. ``locate`` lists the layers that it would
 apply to, ``status`` those that it is applied to.
 """

@@ -1,4 +1,4 @@
-"""Attach the TrAct gradient to a live model, take it off, say what is on."""
+"""Attach the TrAct gradient to a live model, remove it, and list where it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from tract_hub.locator.locate import locate
 from tract_hub.locator.named import named_stems
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.accumulate import finish_step
-from tract_hub.method.forward import ModelForward, StemForward, stand_ins
+from tract_hub.method.forward import (
+    OPACUS,
+    ModelForward,
+    ScriptedTwin,
+    StemForward,
+    is_private,
+    stand_ins,
+)
 from tract_hub.stem import Stem
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -55,8 +62,8 @@ class Status(tuple[StemStatus, ...]):
 
     Example:
         >>> print(tract_hub.status(model))
-        first layer             λ    scope  damping   weight     mode      applied
-        patch_embed.proj.weight 0.1  local  absolute  trainable  training  yes
+        first layer              λ    scope  damping   weight     mode      applied
+        patch_embed.proj.weight  0.1  local  absolute  trainable  training  yes
 
     """
 
@@ -85,35 +92,36 @@ def enable(
     example_inputs: Any = None,
     **unknown: NoReturn,
 ) -> Model:
-    """Give the first layers of a model the exact TrAct gradient.
+    """Give the first layers of a model the TrAct gradient.
 
     After ``backward()``, the gradient of each first layer's weight is the ordinary one times
-    (XᵀX / rows + λI)⁻¹ (Petersen et al., NeurIPS 2024, section 3), X being the layer's unfolded
-    input. Everything else stays as it is: the classes, the parameters, the state dict, every
-    forward value and every other gradient. On an enabled model, the new settings take the place of
-    the old ones, as for a schedule of λ.
+    (XᵀX / rows + λI)⁻¹ (Petersen et al., NeurIPS 2024, section 3). X is the layer's unfolded
+    input: one row for each image and output position, one column for each number that the weight
+    multiplies there. Everything else stays as it is: the classes, the parameters, the state dict,
+    every forward value and every other gradient. On an enabled model, the new settings replace the
+    old ones; a schedule of λ calls ``enable`` again.
 
     Args:
         model: any module; changed in place.
         lam: the damping λ > 0: 0.1 for inputs standardised to mean 0 and deviation 1. A mapping
             gives each first layer its own, by the name of its weight, its module, or a part of the
             model that it is in.
-        stems: names of the layers or of their weights, where they should not be searched for.
+        stems: the layers, by name or by the name of their weight. None: they are searched for.
         scope: ``"local"``, the rows of this process's batch; ``"global"``, the rows of all
             processes and of all backwards of an optimizer's step, see ``finish``.
         damping: ``"absolute"``, λ as in the paper; ``"relative"``, λ times the mean square of the
             input, which does not depend on the units of the pixels.
-        pixels: names of the forward's inputs that are images, where they cannot be told.
-        example_inputs: inputs to follow the pixels with, see ``locate``.
-        **unknown: none; refused with the names above.
+        pixels: the forward's inputs that are images, by name. None: they are guessed.
+        example_inputs: inputs to follow the pixels with, see ``locate``. None: they are guessed.
+        **unknown: none is taken; the error lists the names above.
 
     Returns:
         The same object.
 
     Raises:
         ValueError: λ is not a finite positive number, the scope or the damping is unknown.
-        TypeError: the model is no module, or ``stems`` no list of names.
-        TractError: there is no first layer that can be treated exactly; nothing was changed.
+        TypeError: the model is no module, ``stems`` is no list of names, or an argument is unknown.
+        TractError: no first layer can be treated exactly; the model is as it was.
 
     Example:
         >>> model = tract_hub.enable(timm.create_model("vit_small_patch16_224"))
@@ -125,6 +133,8 @@ def enable(
             f"enable has no argument {name!r}; it takes lam (λ, such as lam=0.1), stems, scope, "
             "damping, pixels and example_inputs"
         )
+    if any(map(is_private, model.parameters())):
+        raise UnsupportedStemError(OPACUS)
     base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
     found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
     settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]
@@ -134,15 +144,21 @@ def enable(
         _refuse(model, stem, base)
     disable(model)
     attached = _attach(model, found, settings)
-    for stem, each in zip(found, settings, strict=True):
-        _report(stem, each, all(forward.frozen for forward in attached[stem.weight_name]))
+    frozen = [all(forward.frozen for forward in attached[stem.weight_name]) for stem in found]
+    for stem, each, is_frozen in zip(found, settings, frozen, strict=True):
+        _report(stem, each, is_frozen)
+    if all(frozen):  # one of several is often meant: a momentum encoder, what LoRA adapts
+        _warn_of_frozen(found)
     if stems is None:
         _report_siblings(model, found)
     return model
 
 
 def disable(model: Model) -> Model:
-    """Take TrAct off a model: every ``forward`` is as before ``enable``. Returns the same object.
+    """Remove TrAct from a model: every ``forward`` is as before ``enable``.
+
+    Returns:
+        The same object.
 
     Raises:
         TypeError: the model is no module.
@@ -159,7 +175,7 @@ def disable(model: Model) -> Model:
 
 
 def status(model: nn.Module) -> Status:
-    """Say on which first layers of a model TrAct is; empty where it is off.
+    """List the first layers that TrAct is on; empty if it is off.
 
     Raises:
         TypeError: the model is no module.
@@ -190,10 +206,10 @@ def status(model: nn.Module) -> Status:
 
 
 def finish(model: nn.Module) -> None:
-    """Complete the gradients of this step where the scope is ``"global"``; else do nothing.
+    """Complete the gradients of this step if the scope is ``"global"``; otherwise do nothing.
 
-    Call it after the last backward and before what reads gradients, such as clipping. Every process
-    has to. Without it, the gradients are completed when the optimizer makes its step.
+    Call it in every process, after the last backward and before anything reads gradients, such as
+    clipping. If nobody calls it, the optimizer's step completes the gradients.
 
     Raises:
         TypeError: the model is no module.
@@ -232,6 +248,9 @@ def _attach(
             forward.attach()
             forwards.append(forward)
             by_module[site.module_name] = forward
+    paths = [name.split(".") if name else [] for name in by_module]
+    for name in {".".join(path[:depth]) for path in paths for depth in range(len(path) + 1)}:
+        ScriptedTwin(model.get_submodule(name)).attach()
     inner, prefix = unwrap(model)
     names = {name.removeprefix(prefix): forward for name, forward in by_module.items()}
     ModelForward(inner, names).attach()
@@ -249,11 +268,6 @@ def _refuse(model: nn.Module, stem: Stem, settings: Settings) -> None:
         raise UnsupportedStemError(
             f"scope='global' corrects the gradient of a parameter, and {stem.weight_name!r} is "
             "computed from others (standardised or parametrized): pass scope='local'"
-        )
-    if any(hasattr(weight, "grad_sample") for weight in stem.module.parameters()):
-        raise UnsupportedStemError(
-            f"Opacus steps with the gradients of each image, and TrAct corrects that of the batch: "
-            f"leave TrAct off {stem.weight_name!r}"
         )
 
 
@@ -277,30 +291,34 @@ def _is_in(stem: Stem, name: str) -> bool:
 
 
 def _report(stem: Stem, settings: Settings, frozen: bool) -> None:
-    """Say what was done: one line in the log; what a user has to know, as a warning."""
+    """Log one line, and warn of what a user has to know."""
     relative = " × mean square" if settings.damping == "relative" else ""
     shape = f"{stem.operation} {stem.geometry}".strip()
     _logger.info(
-        "TrAct λ=%g%s on %s (%s, %d features)",
+        "TrAct λ=%g%s on %s (%s, %d features%s)",
         settings.lam,
         relative,
         stem.weight_name,
         shape,
         stem.in_features,
+        ", frozen" if frozen else "",
     )
     for note in stem.notes:
         warnings.warn(f"TrAct on {stem.weight_name}: {note}", TractWarning, stacklevel=3)
-    if frozen and not stem.module_name.endswith(".base_layer"):  # peft's LoRA freezes it on purpose
-        warnings.warn(
-            f"{stem.weight_name!r} is frozen, so TrAct does nothing: unfreeze it "
-            "(requires_grad_(True)) if you want to train the first layer",
-            TractWarning,
-            stacklevel=3,
-        )
+
+
+def _warn_of_frozen(stems: Sequence[Stem]) -> None:
+    names = ", ".join(repr(stem.weight_name) for stem in stems)
+    warnings.warn(
+        f"{names} is frozen, so TrAct does nothing: unfreeze it (requires_grad_(True)) if you "
+        "want to train the first layer",
+        TractWarning,
+        stacklevel=3,
+    )
 
 
 def _report_siblings(model: nn.Module, stems: Sequence[Stem]) -> None:
-    """Warn of layers that may take a stem's place, as in a dictionary of one for each sensor."""
+    """Warn of layers that other inputs may use instead, such as those of a dictionary by sensor."""
     found = {stem.module for stem in stems}
     for stem in stems:
         parent = stem.module_name.rpartition(".")[0]

@@ -65,9 +65,10 @@ def _settings(command: str, words: list[str]) -> Any:
 
     from tract_hub.studies import settings
 
-    kind = getattr(settings, command.capitalize())
-    start = {"default": settings.recipe_of(words)} if command == "compare" else {}
-    return tyro.cli(kind, prog=f"tract-hub {command}", args=words, use_underscores=False, **start)
+    options: dict[str, Any] = {"prog": f"tract-hub {command}", "args": words}
+    if command == "compare":
+        options["default"] = settings.recipe_of(words)
+    return tyro.cli(getattr(settings, command.capitalize()), use_underscores=False, **options)
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

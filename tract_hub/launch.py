@@ -5,8 +5,8 @@
     torchrun … -m tract_hub.launch [options] script.py arguments…
 
 When the script ends, one line on stderr says which models got TrAct, and how many optimizer steps
-used it: those before which a forward in training mode applied it. The exit status is the script's
-own where that is not 0; 2 where the command is wrong; 3 where no step used TrAct.
+used it. A step used it if a forward in training mode applied it before. The exit status is the
+script's own if that is not 0, 2 if the command is wrong, and 3 if no step used TrAct.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class Stem:
         sites: where it is applied; usually one.
         uses: how often it is applied in one forward.
         derived: whether the operation uses a weight computed from the parameter.
-        notes: what a user should know, such as a trainable layer in front of it.
-        reason: why this is a first layer.
+        notes: what a user should know, such as that a trainable layer stands in front of it.
+        reason: why this is a first layer, in words.
 
     """
 

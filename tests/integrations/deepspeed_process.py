@@ -1,4 +1,4 @@
-"""One process of ``test_deepspeed.py``: ``deepspeed_process.py STAGE WORLD``, started by torchrun."""
+"""One process of ``test_deepspeed.py``: ``deepspeed_process.py STAGE WORLD``, by torchrun."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -140,38 +139,3 @@ def test_accumulated_batches_have_a_matrix_each_or_one_together(scope: str, x: T
         assert relative_error(model.get_parameter(name).grad, gradient) < 1e-5, name
     total = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
     assert norms == pytest.approx([float(total)], rel=1e-5)
-
-
-def ordinary(model: nn.Module) -> nn.Module:
-    return model
-
-
-def prepared(treat: Callable[[nn.Module], nn.Module]) -> tuple:
-    model = treat(Net())
-    accelerator = Accelerator(cpu=True)
-    return accelerator, *accelerator.prepare(model, torch.optim.AdamW(model.parameters(), 0.1))
-
-
-def train(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for _ in range(2):
-        optimizer.zero_grad()
-        x = torch.randn(4, 3, 16, 16)  # of the random state that is saved
-        accelerator.backward(model(x).square().mean())
-        optimizer.step()
-
-
-@pytest.mark.parametrize("saved", [tract_hub.enable, ordinary])
-@pytest.mark.parametrize("loaded", [tract_hub.enable, ordinary])
-def test_a_saved_state_is_loaded_with_and_without(
-    saved: Callable, loaded: Callable, tmp_path: Path
-) -> None:
-    accelerator, model, optimizer = prepared(saved)
-    train(accelerator, model, optimizer)
-    accelerator.save_state(str(tmp_path))
-    train(accelerator, model, optimizer)
-    torch.manual_seed(9)
-    other, again, its_optimizer = prepared(loaded)
-    other.load_state(str(tmp_path))
-    train(other, again, its_optimizer)
-    same = [torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True)]
-    assert all(same) if saved is loaded else not any(same)

@@ -11,7 +11,7 @@ from packaging.version import Version
 from torch import nn
 
 import tract_hub
-from tract_hub.studies.audit.huggingface_zoo import build
+from tract_hub.studies.zoos.huggingface import build
 
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 

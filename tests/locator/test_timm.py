@@ -84,6 +84,20 @@ def test_features_only(name, expected) -> None:
     assert found(build(name, features_only=True)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("vit_tiny_patch16_224", "patch_embed.proj"),
+        ("resnet18", "conv1"),
+        ("convnext_atto", "stem.0"),
+    ],
+)
+def test_a_frozen_stem_before_layers_that_learn(name, stem) -> None:
+    model = build(name)
+    model.get_submodule(stem).requires_grad_(False)
+    assert found(model) == [stem]
+
+
 def test_use_naflex() -> None:
     model = build("vit_tiny_patch16_224", use_naflex=True)
     assert found(model) == ["embeds.proj"]
@@ -185,12 +199,12 @@ AUDIT = Path(__file__).parents[2] / "docs" / "audit" / "timm.json"
 
 @pytest.mark.audit
 @pytest.mark.timeout(7200)
-def test_every_default_model(tmp_path) -> None:
-    from tract_hub.studies.audit.model import models_of
-    from tract_hub.studies.audit.run import run_audit
+def test_every_default_model() -> None:
+    from tract_hub.studies.audit import audit_model
+    from tract_hub.studies.zoos import models_of
 
     names = [name for name in models_of("timm") if "[" not in name]
-    records = run_audit("timm", names, tmp_path / "timm.jsonl", jobs=1, limit=120)
+    records = [audit_model("timm", name, time_limit=120) for name in names]
     results = [record["result"] for record in records]
     assert set(results) == {"exact", "multiple"}
     known = {r["name"]: r for r in json.loads(AUDIT.read_text(encoding="utf-8"))["models"]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tract_hub
-from tract_hub.studies.models.named import model_named
+from tract_hub.studies.models import build_model, build_without_weights
 
 EXPECTED = {
     "convnext_tiny": ["features.0.0"],
@@ -40,7 +40,7 @@ def found(model):
 def test_first_layers(name) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = model_named(f"torchvision:{name}")
+        model = build_without_weights(lambda: build_model(f"torchvision:{name}"))
     assert found(model) == EXPECTED[name]
 
 

@@ -284,6 +284,20 @@ def test_a_refusal_names_the_kind_of_module(model, inputs, word, given) -> None:
     assert all(f"{name}=" in str(caught.value) for name in ("stems", "example_inputs", "pixels"))
 
 
+class AttendsPixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.last(F.scaled_dot_product_attention(x, x, x))
+
+
+def test_attention_on_pixels_is_called_so() -> None:
+    with pytest.raises(tract_hub.StemNotFoundError, match=r"'last\.weight' only through an att"):
+        tract_hub.locate(AttendsPixels(), torch.zeros(2, 5, 12))
+
+
 class Holder(nn.Module):
     """Holds what cannot be copied."""
 

@@ -42,7 +42,7 @@ def test_version_and_start(capsys):
     ("words", "answer"),
     [
         ("compar", "did you mean compare"),
-        ("compare --lam 0", "--lam must be > 0, got 0"),
+        ("compare --lam 0", "--lam must be greater than 0 and finite, got 0"),
         ("compare --recipe digit", "did you mean digits"),
         ("compare --data nowhere/at/all", "no folder or file"),
         ("compare --model resnet18x", "did you mean resnet18"),

@@ -17,9 +17,8 @@ from tract_hub.studies import table
 from tract_hub.studies.compare import compare, finished
 from tract_hub.studies.settings import Compare, recipe_of
 
-COMMAND = [sys.executable, "-m", "tract_hub", "compare", "--device", "cpu"] + (
-    "--image-size 8 --max-train 128 --max-test 100 --epochs 2 3 --lr 0.2 --seeds 1".split()
-)
+COMMAND = [sys.executable, "-m", "tract_hub", "compare", "--device", "cpu"]
+COMMAND += "--image-size 8 --max-train 128 --max-test 100 --epochs 2 3 --lr 0.2 --seeds 1".split()
 
 
 def rows_of(folder):
@@ -66,8 +65,7 @@ def test_lengths_rates_and_arms(tmp_path, capsys):
     assert grid <= done
     others = {key[:2] for key in done - grid}
     assert others == {
-        (arm, 1)
-        for arm in ("TrAct λ=0.1", "TrAct λ=0.1 rescaled", "ordinary, first layer lr ×3")
+        (arm, 1) for arm in ("TrAct λ=0.1", "TrAct λ=0.1 rescaled", "ordinary, first layer lr ×3")
     }
     assert "against 2 of ordinary training" in capsys.readouterr().out
 

@@ -37,7 +37,8 @@ def test_own_files_build_models(tmp_path):
     file.write_text(
         "from torch import nn\n"
         "def net(num_classes, width=4):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))"
+        "    head = nn.Linear(width, num_classes)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), head)"
     )
     model = build_model(f"{file}:net", classes="ab", image_size=8, arguments={"width": 5})
     assert model[2].in_features == 5
@@ -62,6 +63,12 @@ def test_what_cannot_be_built_is_said(name, options, said, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=said):
         build_model(name, **options)
+
+
+def test_a_folder_is_a_folder_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    SMALL_VIT.save_pretrained("vit")  # also a model type
+    assert build_model("vit", classes="ab").config.hidden_size == 16
 
 
 def test_weights_of_a_folder_are_loaded_without_a_word(tmp_path, capfd):

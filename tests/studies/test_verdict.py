@@ -1,4 +1,4 @@
-"""The verdict's figures: coverage by simulation, speed by hand-made curves, sentences that are true."""
+"""The verdict: coverage by simulation, speed by hand-made curves, sentences that are true."""
 
 import numpy as np
 import pandas as pd

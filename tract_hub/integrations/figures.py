@@ -18,12 +18,12 @@ def measure(model: nn.Module) -> dict[str, float]:
     It waits for the device, so call it where the loss is logged, not in every step.
 
     Args:
-        model: TrAct is on it.
+        model: an enabled model.
 
     Returns:
-        For each first layer ``"tract/<layer>/lam"`` and, where its weight has a gradient,
+        For each first layer ``"tract/<layer>/lam"`` and, if its weight has a gradient,
         ``"tract/<layer>/grad_norm"``: the Euclidean norm of the gradient as it is now, in units of
-        the loss per unit of the weight. Empty where TrAct is off.
+        the loss per unit of the weight. Empty if TrAct is off.
 
     Example:
         >>> loss.backward()

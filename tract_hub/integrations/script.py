@@ -173,11 +173,12 @@ class ScriptWatch:
             return f"the script trains no model {self.name!r}, but {others}"
         return (
             "no module with parameters that a torch optimizer of this process holds was trained on "
-            "images (processes are seen where torchrun or accelerate launch starts them)"
+            "images (start processes with torchrun or accelerate launch; with optimizers that are "
+            "not torch's, call tract_hub.enable(model) in the script)"
         )
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """End a run before a step without TrAct, unless another optimizer is yet to step."""
+        """End the run before a step without TrAct, unless another optimizer has yet to step."""
         last = set(self._waiting) == {optimizer}
         if last and not self.treated and _has_gradients(optimizer):
             self.failure = TractError(self.why_none())
@@ -299,7 +300,7 @@ def _example_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _locate(model: nn.Module, inputs: Any) -> Sequence[Stem]:
-    """Find the first layers with the inputs at hand, or else with those that the zoo knows."""
+    """Find the first layers with the script's inputs, or else with those that the zoo knows."""
     with torch.autocast("cpu", enabled=False):
         try:
             return tract_hub.locate(model, inputs)

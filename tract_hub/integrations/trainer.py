@@ -36,15 +36,15 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     The Trainer's logs, wherever it reports them to, get ``tract/<layer>/lam`` and
     ``tract/<layer>/grad_norm``: the norm of the first layer's gradient that the optimizer stepped
-    with, after clipping. Checkpoints keep λ, scope and damping in ``trainer_state.json``; a run
-    that resumes with others says so in one warning of the log.
+    with, after clipping. Checkpoints keep λ, scope and damping in ``trainer_state.json``. A run
+    that resumes with other settings says so once in the log.
 
     With ``scope="global"`` gradients are completed before the Trainer clips them. (Without this
     callback they are completed before the optimizer's step, after the clipping.)
 
     Args:
-        lam: as in ``enable``. None: TrAct stays as the model has it when training begins; a
-            model without gets λ = 0.1.
+        lam: as in ``enable``. None: keep what the model has when training begins, or take 0.1 if
+            TrAct is not on it.
         scope: as in ``enable``.
         damping: as in ``enable``.
         stems: as in ``enable``.
@@ -52,8 +52,8 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         example_inputs: as in ``enable``.
 
     Raises:
-        TractError, ValueError: what ``enable`` raises, when the Trainer is made if ``lam`` is
-            given, else when training begins.
+        TractError, ValueError: as ``enable``. Raised when the Trainer is made if ``lam`` is given,
+            otherwise when training begins.
 
     Example:
         >>> Trainer(model=model, args=args, callbacks=[tract_hub.TractCallback(lam=0.1)], ...)
@@ -140,8 +140,8 @@ def _settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
 def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], None]:
     """Complete gradients of ``scope="global"`` before this accelerator clips; return the undoing.
 
-    A Trainer calls back after clipping only (``on_pre_optimizer_step``), and it clips, or only
-    takes the norm, by its own accelerator's ``clip_grad_norm_``. So that one object gets another.
+    A Trainer calls back only after clipping (``on_pre_optimizer_step``). It clips by its own
+    accelerator's ``clip_grad_norm_``, so this one object gets another.
     """
     clip = accelerator.clip_grad_norm_
 
@@ -183,9 +183,9 @@ def optimizer_factory(
 ) -> tuple[OptimizerFactory, dict[str, Any]]:
     """Make the ``optimizer_cls_and_kwargs`` of a Trainer that trains its model with TrAct.
 
-    When the Trainer asks for its optimizer, TrAct is enabled on the model that it trains (with
-    ``model_init``, on each new one), and the Trainer gets a ``TractCallback`` if it has none. The
-    optimizer is the Trainer's own for ``args``.
+    The optimizer is the Trainer's own for ``args``. When the Trainer asks for it, TrAct is enabled
+    on the model that it trains (with ``model_init``, on each new one), and the Trainer gets a
+    ``TractCallback`` if it has none.
 
     Args:
         args: the Trainer's own.
@@ -203,8 +203,8 @@ def optimizer_factory(
         What ``Trainer(optimizer_cls_and_kwargs=…)`` takes.
 
     Raises:
-        TractError: DeepSpeed is configured with an optimizer of its own. And when training begins,
-            what ``enable`` raises.
+        TractError: DeepSpeed is configured with an optimizer of its own. When training begins, as
+            ``enable``.
 
     Warns:
         TractWarning: the Trainer never asked for the optimizer, so that TrAct was on no model.

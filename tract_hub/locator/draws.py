@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,8 @@ def _replace(files: set[str]) -> None:
     for file in {"random", "numpy.random", *files}:
         names = getattr(sys.modules.get(file), "__dict__", {})
         for name, value in list(names.items()):
-            if any(getattr(value, "__self__", None) is generator for generator in generators):
+            bound = isinstance(value, (BuiltinFunctionType, MethodType)) and value.__self__
+            if any(bound is generator for generator in generators):
                 _replaced.append((names, name, value))
                 names[name] = _led(value)
 

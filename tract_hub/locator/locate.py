@@ -32,16 +32,16 @@ def locate(
 
     Args:
         model: any module, on any device, in any mode, with TrAct on it or not.
-        example_inputs: inputs of its forward, where its zoo does not tell them: a tensor, a tuple
-            of positional inputs or a mapping of named ones. Only shapes and dtypes matter.
+        example_inputs: inputs of its forward: a tensor, a tuple of positional inputs or a mapping
+            of named ones. Only shapes and dtypes matter. None: they are guessed.
         pixels: which inputs are images: names of the forward's parameters, keys of a mapping that
             it takes, or positions. None: those that the model's zoo calls so, or that have an
             image's shape.
 
     Returns:
-        The first layers, sorted by the name of their weight. A layer whose weight takes no
-        gradient is a constant; the frozen first layer is returned where no layer that learns
-        follows it before a nonlinearity.
+        The first layers, sorted by the name of their weight. A frozen layer counts as a constant,
+        so the next layer is the first. It is returned itself if a nonlinearity follows before any
+        layer that learns.
 
     Raises:
         TypeError: the model is no module.
@@ -127,6 +127,8 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
     name = type(model).__name__
     for layer in trace.layers:
         through = " → ".join(layer.flow.path)
+        if not {"bmm", "softmax"}.isdisjoint(layer.flow.path):
+            through = f"an attention on the pixels themselves ({through})"
         return f"{name}: the pixels reach {layer.parameters[0]!r} only through {through}; {ADVICE}"
     return f"{name}: no layer with a weight reads the pixels; {ADVICE}"
 

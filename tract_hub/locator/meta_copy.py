@@ -125,7 +125,7 @@ class _Copier:
             return value
 
     def _function(self, function: FunctionType) -> FunctionType:
-        """Let a function on a module, whose closure holds modules, hold their copies."""
+        """Copy a function of a module, so that its closure holds the copies of modules."""
         if not function.__closure__:
             return function
         cells = tuple(CellType() for _ in function.__closure__)
@@ -153,7 +153,7 @@ class _Copier:
 
 
 def _copies_itself(module: nn.Module) -> bool:
-    """Whether the class of a module has a state that is not in its attributes."""
+    """Whether a module keeps state outside of its attributes, so that it has to copy itself."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
@@ -227,6 +227,7 @@ def _computes(hook: Any) -> bool:
 
 def has_user_hooks(model: nn.Module) -> bool:
     """Whether a copy leaves out forward hooks of the user."""
+    # torch has no public list of a module's hooks, here and below.
     hooks = (
         h
         for m in model.modules()
@@ -237,7 +238,6 @@ def has_user_hooks(model: nn.Module) -> bool:
 
 def has_user_pre_hook(module: nn.Module) -> bool:
     """Whether a hook that the copy leaves out may change what the module is called on."""
-    # torch has no public list of a module's hooks.
     return not all(
         _origin(hook).startswith(_LIBRARIES) for hook in module._forward_pre_hooks.values()
     )

@@ -211,7 +211,7 @@ class _Layers(TorchFunctionMode):
         return output
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function; what comes from the pixels is remembered under ``no_grad`` too."""
+        """Call a function; keep the graph of what comes from the pixels under ``no_grad`` too."""
         if torch.is_grad_enabled():
             self.running.user_grad = True
             output = func(*args, **kwargs)
@@ -280,7 +280,7 @@ class _Layers(TorchFunctionMode):
                         self.graph.put(output, replace(flow, kind=Kind.NONLINEAR))
 
     def _note_statistic(self, args: tuple[Any, ...], output: Any) -> None:
-        """Mean, deviation, extremes of whole images: they may standardise the image."""
+        """Mark means, deviations and extremes of whole images: they may standardise the image."""
         flow = self.graph.flow(args[0]) if isinstance(args[0], Tensor) else NOTHING
         if flow.kind not in (Kind.PIXELS, Kind.NONLINEAR):
             return
@@ -290,7 +290,7 @@ class _Layers(TorchFunctionMode):
                 self.graph.put(tensor, replace(self.graph.flow(tensor), statistic=True))
 
     def _note_cut(self, args: tuple[Any, ...], output: Tensor) -> None:
-        """Numbers cut down to integers, or compared, are no longer affine in the pixels."""
+        """Mark integers and comparisons made of pixels: they are no longer affine in the pixels."""
         given = list(tensors_in(args))
         if any(id(tensor) in self.cut for tensor in given) or any(
             self._kind_of(t) in (Kind.PIXELS, Kind.NONLINEAR) for t in given if t.requires_grad
@@ -302,7 +302,7 @@ Answer = Callable[[_Layers, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def _on_cpu(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A model asks for the device to make tensors there, or for autocast, which meta has not."""
+    """Answer CPU for the meta device, on which models cannot autocast or make tensors."""
     device = func(*args)
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -317,12 +317,12 @@ def _tolist(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _from_data(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Numbers made a tensor are never seen as an operation, and may be read back."""
+    """Make a tensor of numbers on the CPU: the forward may read it back."""
     return func(*args, **{**kwargs, "device": None})
 
 
 def _same(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The forward takes the pixels off the graph, or out of it: they are followed all the same."""
+    """Return a view instead of what leaves the graph, such as ``detach``: follow the pixels."""
     if layers.graph.flow(args[0]).kind is None:
         return func(*args, **kwargs)
     return layers.run(torch.Tensor.view_as, (args[0], args[0]), {})

@@ -9,6 +9,7 @@ _INNER = {
     "DistributedDataParallel": "module",
     "DataParallel": "module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "_FabricModule": "_forward_module",  # of Lightning Fabric
     "AveragedModel": "module",  # torch's EMA and SWA
     "ModelEma": "module",  # timm's
     "ModelEmaV2": "module",

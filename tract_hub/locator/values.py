@@ -94,6 +94,7 @@ def _to_meta(tensor: Tensor) -> Tensor:
 def _answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _ALIKE and _are_alike(args):
         return torch.empty_like(args[0])
+    # ``_schema``, here and above: an operator tells its name and arguments by no public one.
     answer = _ANSWERS.get(func) or _ANSWERS_BY_NAME.get(func._schema.name)
     return answer(*args, **kwargs) if answer else func(*args, **kwargs)
 
@@ -105,7 +106,7 @@ def _are_alike(args: tuple[Any, ...]) -> bool:
 
 
 def _on_cpu_if_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a forward makes, or moves to any device, stays on the CPU where it is small."""
+    """Keep small tensors that a forward makes or moves on the CPU, whatever device it names."""
     sizes = _SIZES.get(func)
     device = kwargs.get("device")
     if sizes is None and (device is None or torch.device(device).type == "cpu"):
@@ -148,18 +149,23 @@ def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
 
 
 def _one_value(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, their places and their counts, where all elements are taken to be equal."""
+    """Answer ``unique`` as if all elements were equal: values, places and counts."""
     places = torch.empty(tensor.shape, dtype=torch.int64, device="meta")
     return tensor.new_empty(1), places, places.new_empty(1)
 
 
 def _keep_one(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Detections are handled one by one: one shows as much as a thousand."""
+    """Keep one detection: forwards handle them one by one, so one shows as much as a thousand."""
     return torch.empty(min(1, scores.numel()), dtype=torch.int64, device="meta")
 
 
+def _grouped_mm(rows: Tensor, experts: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A mixture of experts: on meta, torch takes half precision alone (dots3_note)."""
+    return rows.new_empty((*rows.shape[:-1], experts.shape[-1]))
+
+
 def _to_copy(tensor: Tensor, **kwargs: Any) -> Tensor:
-    """Whatever has no values cannot leave the meta device."""
+    """Keep a tensor without values on the meta device."""
     return aten._to_copy.default(tensor, **{**kwargs, "device": torch.device("meta")})  # type: ignore[no-any-return]
 
 
@@ -198,8 +204,11 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
 }
 
-_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {"torchvision::nms": _keep_one}
-"""Operations of libraries that are perhaps not imported."""
+_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {
+    "torchvision::nms": _keep_one,
+    "aten::_grouped_mm": _grouped_mm,
+}
+"""Operations of libraries that are perhaps not imported, or that older versions do not have."""
 
 _SIZES: dict[Any, Callable[..., float]] = {
     aten._to_copy.default: lambda tensor: tensor.numel(),

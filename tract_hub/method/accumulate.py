@@ -163,14 +163,16 @@ def join(accumulator: Accumulator) -> None:
             f"scope='global' in one of {started} processes (WORLD_SIZE), but torch.distributed has "
             "no process group: call torch.distributed.init_process_group or pass scope='local'"
         )
-    _live.add(accumulator)
+    if accumulator not in _live:
+        _live.add(accumulator)
+        weakref.finalize(accumulator, _remove_idle_hooks)
     if not _hooks:
         _hooks.append(register_optimizer_step_pre_hook(_before_step))
         _hooks.append(register_optimizer_step_post_hook(_after_step))
 
 
 def leave(accumulator: Accumulator) -> None:
-    """Stop it."""
+    """Stop completing the gradients of this weight."""
     _live.discard(accumulator)
     _remove_idle_hooks()
 
@@ -178,8 +180,8 @@ def leave(accumulator: Accumulator) -> None:
 def finish_step(accumulators: Iterable[Accumulator]) -> None:
     """Correct the gradients of a step; every process has to call it, with the same weights.
 
-    Once more in the same step, it finds no rows and changes nothing. It asks the others all the
-    same: a process cannot know whether they have seen any.
+    A second call in the same step finds no rows and changes nothing. It still sums over the
+    processes: none of them knows whether the others have seen rows.
     """
     ready = sorted(accumulators, key=lambda accumulator: accumulator.weight_name)
     if not ready:
@@ -193,16 +195,18 @@ def finish_step(accumulators: Iterable[Accumulator]) -> None:
         accumulator.finish(packed)
 
 
-def _before_step(optimizer: Optimizer, *_: Any) -> None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for accumulator in _live:
         if accumulator.rows and _is_of_deepspeed(accumulator.parameter):
             raise TractError(
-                f"DeepSpeed makes a step with the ordinary gradient of {accumulator.weight_name!r}: "
+                f"DeepSpeed steps with the ordinary gradient of {accumulator.weight_name!r}: "
                 "call tract_hub.finish(model) between engine.backward(loss) and engine.step(), or "
                 "pass scope='local', as with Accelerate, which makes the step in its backward"
             )
     held = _held_by(optimizer)
-    finish_step(held)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:  # else the last backward of the step is yet to run, in the closure
+        finish_step(held)
     for accumulator in held:
         accumulator.note_parameter()
 
@@ -217,7 +221,6 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
                 "after that backward (in Lightning, in on_before_optimizer_step), or pass "
                 "scope='local'"
             )
-    _remove_idle_hooks()
 
 
 def _held_by(optimizer: Optimizer) -> list[Accumulator]:
@@ -231,6 +234,7 @@ def _is_of_deepspeed(parameter: Tensor) -> bool:
 
 
 def _remove_idle_hooks() -> None:
-    if not _live:
+    # Not from within a step: torch goes through its table of hooks then.
+    if next(iter(_live), None) is None:
         while _hooks:
             _hooks.pop().remove()

@@ -86,7 +86,7 @@ def moment_of(call: LinearCall, settings: Settings, operands: torch.dtype | None
     """
     dtype = product_dtype(call.input, operands)
     with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
-        if dtype == torch.float32 and _is_batched(call.input):  # has no number to look at
+        if dtype == torch.float32 and in_transform():  # vmap has no number to look at
             dtype = torch.float64
         moment = _moment_in(dtype, call)
         if dtype == torch.float32 and call.input.device.type == "cpu":
@@ -228,9 +228,11 @@ def _moment_in(dtype: torch.dtype, call: LinearCall) -> Moment:
     return Moment(gram_matrix(call, dtype), count_rows(call), eps)
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    """Whether vmap sees to a tensor. torch.func has no public way to ask."""
-    return torch._C._functorch.is_batchedtensor(tensor)
+def in_transform() -> bool:
+    """Whether a transform of torch.func runs. It has no public way to ask."""
+    functorch = torch._C._functorch
+    # Not `is not None`: in a graph that is compiled, the class alone is known of what this returns.
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
 
 
 @custom_op("tract_hub::weight_gradient", mutates_args=())

@@ -27,13 +27,13 @@ from tract_hub.config import Settings
 from tract_hub.errors import TractError, TractWarning
 from tract_hub.method.accumulate import Accumulator, join, leave
 from tract_hub.method.calls import LinearCall, read_call, with_weight
+from tract_hub.method.correct import in_transform
 from tract_hub.method.gate import (
     GATES,
     AccumulatorGate,
     OutputGate,
     Use,
     gate_weight,
-    in_transform,
     suits_output_gate,
     use_of,
 )
@@ -52,12 +52,14 @@ class StandIn:
 
     Attributes:
         method: name of the method.
+        plain: name of the module's own method that does for it where there is no tract_hub.
         ordinary: what the instance had under that name before; None where it had nothing.
         active: False after ``detach``, where somebody else's wrapper may still hold it.
 
     """
 
     method = "forward"
+    plain = "forward"
     tract_hub_forward = True
 
     def __init__(self, module: nn.Module) -> None:
@@ -120,7 +122,7 @@ class StandIn:
         modules = _Later(getattr, _Later(importlib.import_module, "sys"), "modules")
         tract_hub = _Later(operator.methodcaller("get", "tract_hub"), modules)
         restore = _Later(getattr, tract_hub, "restore_stand_in", getattr)
-        return restore, (self.module, self.method, (type(self).__name__, self._state()))
+        return restore, (self.module, self.plain, (type(self).__name__, self._state()))
 
     def _state(self) -> dict[str, Any]:
         """What a copy needs to know, beside its module."""
@@ -146,7 +148,7 @@ class _Later:
 
 def restore_stand_in(module: nn.Module, name: str, state: tuple[str, dict[str, Any]]) -> StandIn:
     """Return the stand-in that a pickle holds for a module's method."""
-    kinds: tuple[type[StandIn], ...] = (StemForward, StemRepr, ModelForward)
+    kinds: tuple[type[StandIn], ...] = (StemForward, StemRepr, ModelForward, ScriptedTwin)
     stand_in = object.__new__({kind.__name__: kind for kind in kinds}[state[0]])
     stand_in._restore(module, state[1])
     return stand_in
@@ -211,6 +213,8 @@ class StemForward(StandIn):
             self._warn_once("fx", _INLINED.format(self.weight_name))
             return self.run(args, kwargs)
         if not torch.compiler.is_compiling():
+            if any(is_private(weight) for weight in self.weights()):
+                raise TractError(OPACUS)
             self._watch()
         if not self.module.training:
             self._last = "bypassed"
@@ -331,11 +335,6 @@ class StemForward(StandIn):
         """Look at a gradient that has just arrived in the parameter's ``.grad``."""
         if self.accumulator is not None:
             self.accumulator.note_gradient(parameter)
-        if hasattr(parameter, "grad_sample"):
-            raise TractError(
-                f"Opacus steps with the gradients of each image, and TrAct corrects that of the "
-                f"batch: call tract_hub.disable(model) before the optimizer of {self.weight_name!r}"
-            )
         if self._last == "bypassed":
             self._warn_once(
                 "eval",
@@ -380,7 +379,7 @@ class StemForward(StandIn):
 class StemRepr(StandIn):
     """The stand-in of that module's ``extra_repr``: it says that TrAct is on."""
 
-    method = "extra_repr"
+    method = plain = "extra_repr"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Add TrAct and its λ to what the module says of itself."""
@@ -388,6 +387,26 @@ class StemRepr(StandIn):
         stems = (stem for stem in stand_ins(self.module) if isinstance(stem, StemForward))
         said += (f"TrAct λ={stem.settings.lam:g}" for stem in stems)
         return ", ".join(part for part in said if part)
+
+
+class ScriptedTwin(StandIn):
+    """What torch.jit.script asks a module for: the ordinary one, of the same parameters.
+
+    It reads the source of the instance's forward. And it puts what it gets in the place of what it
+    asked, so each module above a stem is asked before it, and answers for all below.
+    """
+
+    method = "__prepare_scriptable__"
+    plain = "to"  # without arguments, it returns the module itself
+
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Return a copy without TrAct that shares parameters and buffers."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        twin = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+        for module in twin.modules():
+            for stand_in in list(stand_ins(module)):
+                stand_in.detach()
+        return twin
 
 
 class ModelForward(StandIn):
@@ -496,6 +515,11 @@ def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumul
     return gated
 
 
+def is_private(weight: Tensor) -> bool:
+    """Whether Opacus takes the gradients of a weight: in grad_sample, or by expanded weights."""
+    return hasattr(weight, "grad_sample") or type(weight).__name__ == "ExpandedWeight"
+
+
 def _arrived(stem: StemForward | None, parameter: Tensor) -> None:
     if stem is not None and stem.active:
         stem.arrived(parameter)
@@ -516,14 +540,18 @@ def _leaves(node: Any) -> Iterator[Tensor]:
 
 def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     """Whether the stem's module is still at its place, or it or a copy in a wrapper there."""
-    found: nn.Module | None = model
+    found = model
     for part in name.split(".") if name else ():
-        found = None if found is None else found._modules.get(part)
-    if found is None or found is stem.module:
-        return found is not None
+        below = found._modules.get(part)
+        if below is None:  # perhaps in a wrapper of a module above
+            break
+        found = below
     # peft's modules_to_save trains a copy; its LoRA freezes the layer and trains another beside it.
     inside = (stand_in for module in found.modules() for stand_in in stand_ins(module))
-    return any(isinstance(each, StemForward) and not each.frozen for each in inside)
+    return found is stem.module or any(
+        isinstance(each, StemForward) and each.weight_name == stem.weight_name and not each.frozen
+        for each in inside
+    )
 
 
 def _warn_of_replacement(name: str) -> None:
@@ -538,6 +566,11 @@ def _warn_of_replacement(name: str) -> None:
 # Run while a graph is made, not in it. torch.compiler.assume_constant_result sets this and no more,
 # but imports the whole compiler, which takes longer than all the rest of this package.
 _warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+OPACUS = (
+    "Opacus steps with the gradient of each image, and TrAct corrects that of the batch: call "
+    "tract_hub.disable(model) before it makes the model private"
+)
 
 _NOT_COMPILED = (
     "TrAct sums the rows of a step outside of compiled graphs: compile without fullgraph, "

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from tract_hub.config import Settings
 from tract_hub.method.accumulate import Accumulator
 from tract_hub.method.calls import Convolution, LinearCall
-from tract_hub.method.correct import Observer, corrected
+from tract_hub.method.correct import Observer, corrected, in_transform
 from tract_hub.method.gram import count_rows
 
 
@@ -150,13 +150,6 @@ def suits_output_gate(call: LinearCall) -> bool:
     if torch.compiler.is_compiling():
         return True
     return not in_transform() and forward_ad.unpack_dual(call.weight).tangent is None
-
-
-def in_transform() -> bool:
-    """Whether a transform of torch.func runs. It has no public way to ask."""
-    functorch = torch._C._functorch
-    # Not `is not None`: in a graph that is compiled, the class alone is known of what this returns.
-    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
 
 
 def _correct(

@@ -19,8 +19,8 @@ from tract_hub.method.calls import Convolution, LinearCall
 
 BLOCK_ROWS = 512
 """Rows that a CPU sums in float32; blocks are summed in float64, or the error of the gradient grows
-with the batch. On photographs in 16 × 16 patches it is 1.3e-6 (AVX2 and AVX-512); blocks of 128 rows, with an
-error of 9e-7, take a tenth longer."""
+with the batch. On photographs in 16 × 16 patches it is 1.3e-6 (AVX2 and AVX-512); blocks of 128
+rows, with an error of 9e-7, take a tenth longer."""
 
 HALF_BLOCK_ROWS = 4096
 """The same for the matrix units of a GPU, which cut rather than round: 2e-5 on an H200."""

@@ -1,1 +1,1 @@
-"""Studies of TrAct: does it help (compare), what it costs (bench, inspect), what it finds (audit)."""
+"""Studies: does TrAct help (compare), what it costs (bench, inspect), what it finds (audit)."""

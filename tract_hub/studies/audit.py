@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from multiprocessing import get_context
@@ -21,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import tract_hub
-from tract_hub.errors import SettingsError, StudyError, TractError, TractWarning
+from tract_hub.errors import SettingsError, StudyError, TractError, TractWarning, first_line
 from tract_hub.studies import table
 from tract_hub.studies.machine import versions
 from tract_hub.studies.models import build_without_weights
@@ -54,19 +55,18 @@ def audit(settings: Audit) -> None:
     partial = out / f"{zoo}.partial.jsonl"
     done = _resumed(partial)
     left = [name for name in names if name not in done]
-    shown = not sys.stderr.isatty()
-    for record in tqdm(_in_parallel(left, settings), zoo, len(left), disable=shown):
+    piped = not sys.stderr.isatty()
+    for record in tqdm(_in_parallel(left, settings), zoo, len(left), disable=piped):
         done[record["name"]] = record
         table.append(partial, record)
     records = [done[name] for name in names]
-    report = markdown(zoo, records, models_of(zoo))
+    today = datetime.now(timezone.utc).date().isoformat()
+    head = json.dumps({"zoo": zoo, "date": today, "versions": versions()})
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    head = json.dumps({"zoo": zoo, "date": _today(), "versions": versions()})
     table.write_atomically(out / f"{zoo}.json", f'{head[:-1]}, "models": [\n{lines}\n]}}\n')
-    table.write_atomically(out / f"{zoo}.md", report)
+    table.write_atomically(out / f"{zoo}.md", markdown(zoo, today, records))
     partial.unlink(missing_ok=True)
-    print(counts(records).to_string(index=False))
-    print(f"written to {out}: {zoo}.md, {zoo}.json")
+    print(f"{counts(records).to_string(index=False)}\nwritten to {out}: {zoo}.md, {zoo}.json")
 
 
 def audit_model(zoo: str, name: str, time_limit: float = 0.0) -> Record:
@@ -83,18 +83,18 @@ def audit_model(zoo: str, name: str, time_limit: float = 0.0) -> Record:
 
     """
     torch.set_num_threads(1)
+    limited = time_limit > 0 and hasattr(signal, "setitimer")  # Windows has none, and no limit
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            # SIGALRM raises wherever the model's own code is; Windows has none, and no limit.
-            if time_limit and hasattr(signal, "setitimer"):
+            if limited:
                 signal.signal(signal.SIGALRM, _stop)
                 signal.setitimer(signal.ITIMER_REAL, time_limit)
             record = {"name": name, **_audited(zoo, name)}
         except _OutOfTimeError:
             record = {"name": name, "result": "failed", "reason": f"not done in {time_limit:g} s"}
         finally:
-            if time_limit and hasattr(signal, "setitimer"):
+            if limited:
                 signal.setitimer(signal.ITIMER_REAL, 0)
     said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
     return record | ({"warnings": said} if said and "stems" in record else {})
@@ -109,32 +109,25 @@ def _stop(*_: object) -> None:
 
 
 def _audited(zoo: str, name: str) -> Record:
+    result = "not built"
     try:
         model = build_without_weights(models_of(zoo)[name])
-    except Exception as error:
-        return {"result": "not built", "reason": _short(error)}
-    try:
+        result = "failed"
         stems = [stem.weight_name for stem in tract_hub.locate(model)]
-    except TractError as error:
-        return {"result": "refused", "reason": _short(error)}
     except Exception as error:
-        return {"result": "failed", "reason": _short(error)}
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        result = "refused" if result == "failed" and isinstance(error, TractError) else result
+        return {"result": result, "reason": reason[:300]}
     return {"result": "exact" if len(stems) == 1 else "multiple", "stems": stems}
-
-
-def _short(error: Exception) -> str:
-    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-    return text if len(text) <= 300 else f"{text[:299]}…"
 
 
 def _in_parallel(names: list[str], settings: Audit) -> Iterator[Record]:
     share = MODELS_A_PROCESS * settings.jobs
     for start in range(0, len(names), share):
         with ProcessPoolExecutor(settings.jobs, get_context("spawn")) as pool:
-            futures = [
-                pool.submit(audit_model, settings.zoo, name, settings.time_limit)
-                for name in names[start : start + share]
-            ]
+            part = names[start : start + share]
+            options = settings.zoo, settings.time_limit
+            futures = [pool.submit(audit_model, options[0], name, options[1]) for name in part]
             try:
                 yield from (future.result() for future in as_completed(futures))
             except BrokenProcessPool as error:
@@ -148,65 +141,43 @@ def _in_parallel(names: list[str], settings: Audit) -> Iterator[Record]:
 
 def _resumed(partial: Path) -> dict[str, Record]:
     """Return the records of an interrupted audit; begin its file with the versions."""
-    lines = partial.read_text(encoding="utf-8").splitlines() if partial.exists() else []
     records = []
-    for line in lines:
-        try:
+    for line in partial.read_text(encoding="utf-8").splitlines() if partial.exists() else ():
+        with suppress(ValueError):  # half a line of a killed process
             records.append(json.loads(line))
-        except ValueError:  # half a line of a killed process
-            continue
     if not records:
         table.append(partial, {"versions": versions()})
-        return {}
-    if records[0].get("versions") != versions():
+    elif records[0].get("versions") != versions():
         raise SettingsError(f"{partial} is of other versions of the packages: pass another --out")
     return {record["name"]: record for record in records[1:]}
 
 
 def counts(records: Iterable[Record]) -> pd.DataFrame:
-    """Count the results, a line a kind of model."""
+    """Count the results, a line a kind of model: default, or the variant in its brackets."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        found[_variant(record["name"])][record["result"]] += 1
+        variant = record["name"].partition("[")[2].rstrip("]") or "default"
+        found[variant][record["result"]] += 1
     return pd.DataFrame(
-        [{"models": k, **{r: str(row[r]) for r in RESULTS}} for k, row in found.items()]
+        [{"models": kind, **{r: str(row[r]) for r in RESULTS}} for kind, row in found.items()]
     )
 
 
-def _variant(name: str) -> str:
-    return name.partition("[")[2].rstrip("]") or "default"
-
-
-def markdown(zoo: str, records: list[Record], names: Iterable[str]) -> str:
-    """Write the report: counts, and every model that is not one plain first layer.
-
-    Args:
-        zoo: where the models are from.
-        records: one a model.
-        names: of all models of the zoo, audited or not.
-
-    """
+def markdown(zoo: str, date: str, records: list[Record]) -> str:
+    """Write the report: counts, and every model that is not one plain first layer."""
     made = ", ".join(f"{name} {at}" for name, at in versions().items())
-    text = f"# First layers found in {zoo}\n\n{_today()}; {made}.\n\n"
-    text += table.markdown(counts(records)) + "\n"
-    text += "; ".join(f"{name}: {meaning}" for name, meaning in RESULTS.items()) + ".\n\n"
-    done = Counter(_variant(record["name"]) for record in records)
-    for kind, count in Counter(map(_variant, names)).items():
-        if done[kind] < count:
-            text += f"Not run: {count - done[kind]} of the {count} {kind} models.\n\n"
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in RESULTS.items())
+    text = f"# First layers found in {zoo}\n\n{date}; {made}.\n\n"
+    text += f"{table.markdown(counts(records))}\n{meanings}.\n\n"
     for record in records:
         text += "".join(f"- {record['name']}: {said}\n" for said in record.get("warnings", ()))
     for result in list(RESULTS)[1:]:
         groups: dict[str, list[str]] = defaultdict(list)
         for record in records:
             if record["result"] == result:
-                shared = ", ".join(f"`{stem}`" for stem in record.get("stems", ()))
-                groups[shared or record.get("reason", "")].append(record["name"])
+                stems = ", ".join(f"`{stem}`" for stem in record.get("stems", ()))
+                groups[stems or record["reason"]].append(record["name"])
         if groups:
             text += f"\n## {result.capitalize()} ({sum(map(len, groups.values()))})\n\n"
             text += "".join(f"- {key}: {', '.join(these)}\n" for key, these in groups.items())
     return text
-
-
-def _today() -> str:
-    return datetime.now(timezone.utc).date().isoformat()

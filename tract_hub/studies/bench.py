@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing import get_context
@@ -79,16 +80,13 @@ class Case:
         if len(self.shape) == 3:
             return images
         images = images.unflatten(0, (self.batch, count))
-        return images.transpose(1, 2).contiguous() if self.shape[0] == channels else images
+        by_channel: Tensor = images.transpose(1, 2).contiguous()
+        return by_channel if self.shape[0] == channels else images
 
 
 def _mlp(features: int, width: int) -> nn.Module:
     layers = [nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width)]
     return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 10))
-
-
-def _r3d() -> nn.Module:
-    return build_model("torchvision:r3d_18")
 
 
 def _videomae() -> nn.Module:
@@ -117,7 +115,7 @@ CASES: dict[str, dict[str, Case]] = {
         # Few of their layers: TrAct's share is larger than in the whole model.
         "vit-huge-14-2-layers": Case("vit_huge_patch14_224", (3, 224, 224), 4, {"depth": 2}),
         "videomae-2-layers": Case(_videomae, (16, 3, 224, 224), 1),
-        "r3d-18": Case(_r3d, (3, 8, 112, 112), 2),
+        "r3d-18": Case("torchvision:r3d_18", (3, 8, 112, 112), 2),
     },
     "cuda": {
         "resnet50": Case("resnet50", (3, 224, 224), 256),
@@ -130,37 +128,27 @@ CASES: dict[str, dict[str, Case]] = {
 }
 
 
-def ordinary(model: nn.Module) -> nn.Module:
-    """Return the model as it is."""
-    return model
-
-
 def with_torch_tract(model: nn.Module) -> nn.Module:
     """Put the authors' package, torch_tract from PyPI, on the stems that tract_hub finds."""
     torch_tract = importlib.import_module("torch_tract")
     for stem in tract_hub.locate(model):
-        layer = torch_tract.TrAct(stem.module, LAM)
         parent, _, name = stem.module_name.rpartition(".")
+        layer = torch_tract.TrAct(stem.module, LAM)
         model.get_submodule(parent)._modules[name] = layer
     return model
 
 
-def with_tract_hub(model: nn.Module) -> nn.Module:
-    """Enable tract_hub."""
-    return tract_hub.enable(model, lam=LAM)
-
-
 ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "ordinary": ordinary,
+    "ordinary": lambda model: model,
     "torch_tract": with_torch_tract,
-    "tract_hub": with_tract_hub,
+    "tract_hub": lambda model: tract_hub.enable(model, lam=LAM),
 }
 
 
-def arms() -> dict[str, Callable[[nn.Module], nn.Module]]:
+def arms() -> list[str]:
     """Return the ways to train whose packages are here."""
     missing = importlib.util.find_spec("torch_tract") is None
-    return {arm: put for arm, put in ARMS.items() if arm != "torch_tract" or not missing}
+    return [arm for arm in ARMS if arm != "torch_tract" or not missing]
 
 
 def bench(settings: Bench) -> None:
@@ -276,26 +264,19 @@ def peak_memory(settings: Bench) -> pd.DataFrame:
     """Return what each arm adds to the peak memory of a 7 × 7 stem of stride 2 at 224 × 224 pixels.
 
     Each number is of a process of its own: on a CPU its highest resident memory, as Linux notes it.
-
-    Raises:
-        StudyError: a process was killed, perhaps for want of memory.
-
     """
     lines = []
     for batch in MEMORY_BATCHES:
         peaks = {}
         for arm in arms():
-            pool = ProcessPoolExecutor(1, get_context("spawn"))
             try:
-                peaks[arm] = pool.submit(_peak, arm, batch, settings.device).result()
-            except Exception as error:
-                raise StudyError(
-                    f"{arm} did not survive a batch of {batch} images: pass --no-memory"
-                ) from error
-            finally:
-                pool.shutdown()
-        added = {arm: f"{peak - peaks['ordinary']:+.0f} MiB" for arm, peak in peaks.items()}
-        lines.append({"batch": str(batch), **added, "ordinary": f"{peaks['ordinary']:.0f} MiB"})
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    peaks[arm] = pool.submit(_peak, arm, batch, settings.device).result()
+            except BrokenProcessPool as error:
+                raise StudyError(f"{arm} took too much memory: pass --no-memory") from error
+        first = peaks.pop("ordinary")
+        added = {arm: f"{peak - first:+.0f} MiB" for arm, peak in peaks.items()}
+        lines.append({"batch": str(batch), "ordinary": f"{first:.0f} MiB", **added})
     return pd.DataFrame(lines)
 
 
@@ -303,8 +284,8 @@ def _peak(arm: str, batch: int, device: str) -> float:
     torch.set_num_threads(1)
     stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
     model = ARMS[arm](nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device))
-    for images in (torch.randn(1, 3, 224, 224), torch.randn(batch, 3, 224, 224)):
-        model(images.to(device)).sum().backward()
+    for count in (1, batch):  # what an arm imports is no part of its step
+        model(torch.randn(count, 3, 224, 224, device=device)).sum().backward()
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from tract_hub.errors import ModelError, SettingsError
+from tract_hub.errors import ModelError, SettingsError, first_line
 from tract_hub.studies import table
 from tract_hub.studies.data import ImageData, fit, load_images
 from tract_hub.studies.machine import machine
@@ -29,15 +29,7 @@ from tract_hub.studies.models import (
 )
 from tract_hub.studies.page import write_page
 from tract_hub.studies.picture import draw
-from tract_hub.studies.settings import (
-    ORDINARY,
-    Arm,
-    Compare,
-    Run,
-    identity,
-    results_folder,
-    shown_names,
-)
+from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
 from tract_hub.studies.train import Experiment, Training, interleave, make_accelerator, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
@@ -45,6 +37,49 @@ TIMED_ROUNDS = 15
 """Rounds of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
 BLOWN_UP = 2
 """Times the images' own side from which on resizing is warned of."""
+
+
+def compare(settings: Compare) -> None:
+    """Train what is not trained yet, and answer.
+
+    Args:
+        settings: of the command line.
+
+    Raises:
+        StudyError: data, model or settings do not fit; the message says what to change.
+
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    experiment = prepare(settings)
+    settings, main = experiment.settings, experiment.accelerator.is_main_process
+    folder = settings.folder()
+    check_identity(folder, experiment)
+    step, ratios = step_times(experiment, folder)
+    grid, arms = planned(settings)
+    done = finished(folder)
+    left = sum(run.epochs for run in {*grid, *arms} if run.key not in done)
+    if main and left:
+        say(*estimate(experiment, left, step, ratios))
+    progress = Progress(left, main)
+    train_all(experiment, grid, folder, progress)
+    chosen = choose_lr(folder, experiment)
+    train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
+    progress.close()
+    if main:
+        answer(experiment, folder, chosen, ratios)
+
+
+def say(*lines: str) -> None:
+    """Print lines at once, also where output is piped."""
+    print(*lines, sep="\n", flush=True)
+
+
+def in_time(seconds: float) -> str:
+    """Return a length of time in words: ``"40 s"``, ``"3 min"``, ``"2.5 h"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -66,8 +101,9 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update()
         elif self.shown:
-            left = (time.perf_counter() - self.began) / self.done * (self.total - self.done)
-            print(f"{text} ({self.done} of {self.total}, {in_time(left)} left)", flush=True)
+            each = (time.perf_counter() - self.began) / self.done
+            left = in_time(each * max(0, self.total - self.done))
+            say(f"{text} ({self.done} of {self.total}, {left} left)")
 
     def close(self) -> None:
         """Take the bar off."""
@@ -75,46 +111,255 @@ class Progress:
             self.bar.close()
 
 
-def in_time(seconds: float) -> str:
-    """Return a length of time in words: ``"40 s"``, ``"3 min"``, ``"2.5 h"``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def say(*lines: str) -> None:
-    """Print lines at once, also where output is piped."""
-    print(*lines, sep="\n", flush=True)
-
-
-def compare(settings: Compare) -> None:
-    """Train what is not trained yet, and answer.
-
-    Args:
-        settings: of the command line.
+def prepare(settings: Compare) -> Experiment:
+    """Open the data, find the image size that the model takes, and fill in the recipe.
 
     Raises:
-        StudyError: data, model or settings do not fit; the message says what to change.
+        StudyError: they do not fit.
 
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    experiment = prepare(settings)
-    settings, main = experiment.settings, experiment.accelerator.is_main_process
-    folder = results_folder(settings)
-    check_identity(folder, experiment, main)
-    grid, arms = planned(settings)
-    step, ratios = step_times(experiment, folder)
-    left = unfinished(grid, folder) + unfinished(arms, folder)
-    if main and left:
-        say(*estimate(experiment, left, step, ratios))
-    progress = Progress(left, main)
-    train_all(experiment, grid, folder, progress)
-    chosen = choose_lr(folder, experiment)
-    train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
-    progress.close()
-    if main:
-        answer(experiment, folder, chosen, ratios)
+    accelerator = make_accelerator(settings.device, settings.precision)
+    data = load_images(settings.data, settings.channels, settings.max_train, settings.max_test)
+    model, size = fitted_model(settings, data)
+    settings = usual_recipe(settings, model)
+    study = "-".join(settings.names())
+    experiment = Experiment(study, settings, fit(data, size), size, accelerator)
+    if accelerator.is_main_process:
+        say(*opening(experiment))
+    return experiment
+
+
+def fitted_model(settings: Compare, data: ImageData) -> tuple[nn.Module, int]:
+    """Return a model and an image size that it runs at: the images' own, else the model's.
+
+    Raises:
+        ModelError: there is none.
+
+    """
+    sizes = [settings.image_size] if settings.image_size else [data.native_size, None]
+    problem = ModelError("")
+    for size in dict.fromkeys(sizes):
+        try:
+            model = build_model(
+                settings.model,
+                classes=data.classes,
+                channels=data.channels,
+                image_size=size,
+                pretrained=settings.pretrained,
+                arguments=parsed_arguments(settings.model_arg),
+            )
+            side = size or own_size(model)
+            if side is None:
+                raise ModelError(f"{settings.model} does not say its image size: --image-size")
+            check_output(model.eval(), settings.model, data, side)
+            return model, side
+        except ModelError as error:
+            problem = error
+    raise problem
+
+
+def check_output(model: nn.Module, name: str, data: ImageData, size: int) -> None:
+    """Run two blank images through a model.
+
+    Raises:
+        ModelError: it does not take them, or gives no score for each class.
+
+    """
+    try:
+        with torch.no_grad():
+            found = tuple(logits_of(model(torch.zeros(2, data.channels, size, size))).shape)
+    except ModelError:
+        raise
+    except Exception as error:  # anybody's forward
+        shape = f"{data.channels} × {size} × {size}"
+        said = first_line(error)
+        raise ModelError(f"{name} does not run on images of {shape}: {said}") from error
+    if found != (2, len(data.classes)):
+        raise ModelError(
+            f"{name} gives {found} for two images, not {(2, len(data.classes))}: it is no image "
+            "classifier, or its number of classes is fixed; choose another model"
+        )
+
+
+def opening(experiment: Experiment) -> list[str]:
+    """Say what will be trained, and what is unusual about it."""
+    settings, data, size = experiment.settings, experiment.data, experiment.size
+    lr = " ".join(f"{value:g}" for value in settings.lr)
+    lines = [
+        f"{title(experiment)}, {len(data.test)} test images, {len(data.classes)} classes",
+        f"  {settings.optimizer}, lr {lr}, weight decay {settings.weight_decay:g}, "
+        f"{settings.schedule} schedule, warm-up {settings.warmup:g} epochs, label smoothing "
+        f"{settings.label_smoothing:g}, batch {settings.batch_size}, augmentation "
+        f"{settings.augment}, pixels {settings.pixels}",
+        *(f"  {remark}" for remark in data.remarks),
+    ]
+    if data.balanced:
+        counts = [f"{c} {n}" for c, n in zip(data.classes, data.counts["train"], strict=True)]
+        shown = ", ".join(counts[:12]) + (" …" if len(counts) > 12 else "")
+        lines.append(f"  classes are uneven ({shown}): accuracy is the mean of the classes' own")
+    native = data.native_size
+    # Scikit-learn's digits are so small that the default study enlarges them, as its rule chose.
+    if native and size >= BLOWN_UP * native and settings.recipe != "digits":
+        times = (size / native) ** 2
+        lines.append(
+            f"  warning: images of {native} pixels are blown up to {size}, {times:.0f} times the "
+            f"work; where the model can, pass --image-size {native}"
+        )
+    return lines
+
+
+def title(experiment: Experiment) -> str:
+    """Name model and data as they are."""
+    model, data = experiment.settings.names()
+    shape = f"{experiment.data.channels} × {experiment.size} × {experiment.size}"
+    return f"{model} on {data}: {len(experiment.data.train)} training images of {shape}"
+
+
+def check_identity(folder: Path, experiment: Experiment) -> None:
+    """Note what all runs of a folder share, or refuse a folder of other ones.
+
+    Raises:
+        SettingsError: its runs were made with other settings or data.
+
+    """
+    data, path = experiment.data, folder / "study.json"
+    mine: dict[str, Any] = {
+        "study": experiment.study,
+        "settings": experiment.settings.identity(),
+        "data": {"classes": list(data.classes), **data.counts, "size": experiment.size},
+        "metric": experiment.metric,
+        "test_labels": table.pack(data.test.labels.numpy()),
+    }
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        pairs = [(key, name) for key in ("settings", "data") for name in mine[key]]
+        for key, name in pairs:
+            value, old = mine[key][name], there[key].get(name, mine[key][name])
+            if old != value:
+                raise SettingsError(
+                    f"{folder} holds runs with {name} {old}, not {value}: pass another --out"
+                )
+    elif experiment.accelerator.is_main_process:
+        table.write_atomically(path, json.dumps(mine, ensure_ascii=False, indent=1) + "\n")
+    experiment.accelerator.wait_for_everyone()
+
+
+def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, float]]:
+    """Return seconds of an ordinary training step, and the arms' as ratios; measured once.
+
+    All arms take their steps in turns, so that the ratio holds on a machine that does other work.
+    """
+    path = folder / "timing.json"
+    arms = [arm for arm in experiment.settings.arms() if not arm.rescaled]
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if {arm.name for arm in arms} <= set(known["ratios"]):
+            return known["seconds"], known["ratios"]
+    steps = [first_step(experiment, arm) for arm in arms]
+    rounds = list(interleave(steps, TIMED_ROUNDS + 2))[2:]
+    seconds = statistics.median(times[0] for times in rounds)
+    ratios = {
+        arm.name: statistics.median(times[i] / times[0] for times in rounds)
+        for i, arm in enumerate(arms)
+    }
+    experiment.accelerator.free_memory()
+    if experiment.accelerator.is_main_process:
+        content = {"seconds": seconds, "ratios": ratios, "rounds": TIMED_ROUNDS}
+        table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+    return seconds, ratios
+
+
+def first_step(experiment: Experiment, arm: Arm) -> Callable[[], float]:
+    """Return what takes an arm's first step again and again, and returns its seconds."""
+    training = Training(experiment, Run(arm, 1, 1e-6, 0))
+    training.images.draw(0)
+    images, labels = next(iter(training.train))
+    images = experiment.to_model(images)
+
+    def timed() -> float:
+        training.model.train()
+        began = time.perf_counter()
+        float(training.step(images, labels))
+        return time.perf_counter() - began
+
+    return timed
+
+
+def estimate(
+    experiment: Experiment, epochs: int, step: float, ratios: dict[str, float]
+) -> list[str]:
+    """Say how long the epochs that are left will take; a forward is taken for a third of a step."""
+    data = experiment.data
+    steps = (len(data.train) + len(data.test) / 3) / experiment.settings.batch_size
+    costs = [f"{name} {ratio:.3f}" for name, ratio in ratios.items() if name.startswith("TrAct")]
+    shown = f"; over an ordinary one: {', '.join(costs)}" if costs else ""
+    return [
+        f"  step {1000 * step:.0f} ms{shown}",
+        f"  about {in_time(epochs * steps * step)} for {epochs} epochs",
+        "",
+    ]
+
+
+def planned(settings: Compare) -> tuple[list[Run], list[Run]]:
+    """Return the runs that choose the learning rate, and those that are compared.
+
+    The latter have the first learning rate until one is chosen.
+    """
+    lengths, seeds, rates = settings.lengths(), settings.seed_range(), settings.lr
+    few = seeds[: settings.grid_seeds]
+    grid = [Run(ORDINARY, n, lr, seed) for n in lengths for lr in rates for seed in few]
+    arms = [
+        Run(arm, epochs, rates[0], seed)
+        for epochs in lengths
+        for seed in seeds
+        for arm in settings.arms()
+        if epochs in settings.lengths(arm)
+    ]
+    return (grid if len(rates) > 1 else []), arms
+
+
+def finished(folder: Path) -> set[tuple[str, int, float, int]]:
+    """Return the keys of the runs whose last epoch is in the table."""
+    rows = table.read(folder / "runs.jsonl")
+    last = rows[rows["epoch"] == rows["epochs"]]
+    return set(last[table.RUN].itertuples(index=False, name=None))
+
+
+def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: Progress) -> None:
+    """Train the runs that are not finished; all processes then see the same table."""
+    experiment.accelerator.wait_for_everyone()
+    done = finished(folder)
+    for run in runs:
+        if run.key not in done:
+            train(Training(experiment, run), folder, progress)
+    experiment.accelerator.wait_for_everyone()
+
+
+def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:
+    """Return the final accuracy of ordinary training, by length and learning rate."""
+    settings, rows = experiment.settings, table.read(folder / "runs.jsonl")
+    wanted = {
+        "arm": [ORDINARY.name],
+        "epochs": settings.lengths(),
+        "lr": settings.lr,
+        "seed": settings.seed_range()[: settings.grid_seeds],
+    }
+    for column, values in wanted.items():
+        rows = rows[rows[column].isin(values)]
+    last = rows[rows["epoch"] == rows["epochs"]]
+    return last.groupby(["epochs", "lr"])[experiment.metric].mean()
+
+
+def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
+    """Return for each length the learning rate that ordinary training ends best with.
+
+    The mean over the grid's seeds of the final accuracy decides, of equals the smaller rate.
+    """
+    lengths, rates = experiment.settings.lengths(), experiment.settings.lr
+    if len(rates) == 1:
+        return dict.fromkeys(lengths, rates[0])
+    means = final_by_lr(folder, experiment)
+    return {epochs: float(means[epochs].idxmax()) for epochs in lengths}
 
 
 def answer(
@@ -133,291 +378,23 @@ def answer(
     rows = table.read(folder / "runs.jsonl")
     rows = rows[rows["seed"].isin(settings.seed_range())]
     study = Study(experiment.metric, experiment.data.test.labels.numpy(), chosen)
-    pairs = [
-        (arm.name, epochs)
-        for epochs in sorted(settings.epochs, reverse=True)
-        for arm in settings.arms()
-        if arm != ORDINARY
-    ]
+    longest_first = sorted(settings.epochs, reverse=True)
+    pairs = [(arm.name, n) for n in longest_first for arm in settings.arms() if arm != ORDINARY]
     found = outcomes(rows, study, pairs, ratios)
     rates = []
     if len(settings.lr) > 1:
-        grid = final_by_lr(folder, experiment).unstack("lr")
+        grid = final_by_lr(folder, experiment).unstack("lr").round(4)
         rates = [f"lr {lr:g} for {n} epochs" for n, lr in chosen.items()]
-        say("", "Ordinary training by epochs and learning rate:", grid.round(4).to_string(), *rates)
+        say("", "Ordinary training by epochs and learning rate:", grid.to_string(), *rates)
     if not found:
         return
     lines = summary(found)
-    picture = draw(rows, study, found, title(experiment), max(settings.epochs))
+    picture = draw(rows, study, found, title(experiment), longest_first[0])
     facts = [*opening(experiment), *rates, f"on {machine()}"]
     page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
-    table.write_atomically(folder / "compare.png", picture)
-    table.write_atomically(folder / "table.csv", lines.to_csv(index=False))
-    table.write_atomically(folder / "report.html", page)
+    files = {"compare.png": picture, "table.csv": lines.to_csv(index=False), "report.html": page}
+    for name, content in files.items():
+        table.write_atomically(folder / name, content)
     say("", *(one.sentence for one in found), "")
     say(lines.set_index("arm").T.to_string(line_width=78), "")
-    say(f"written to {folder}: report.html, compare.png, table.csv, runs.jsonl")
-
-
-def title(experiment: Experiment) -> str:
-    """Name model and data as they are."""
-    model, data = shown_names(experiment.settings)
-    shape = f"{experiment.data.channels} × {experiment.size} × {experiment.size}"
-    return f"{model} on {data} ({len(experiment.data.train)} images of {shape})"
-
-
-def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, float]]:
-    """Return seconds of an ordinary training step, and the arms' as ratios; measured once.
-
-    All arms take their steps in turns, so that the ratio holds on a machine that does other work.
-    """
-    path = folder / "timing.json"
-    arms = [arm for arm in experiment.settings.arms() if not arm.rescaled]
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if {arm.name for arm in arms} <= set(known["ratios"]):
-            return known["seconds"], known["ratios"]
-    steps = [first_step(experiment, arm) for arm in arms]
-    rounds = [list(times) for times in interleave(steps, TIMED_ROUNDS + 2)][2:]
-    seconds = statistics.median(times[0] for times in rounds)
-    ratios = {
-        arm.name: statistics.median(times[i] / times[0] for times in rounds)
-        for i, arm in enumerate(arms)
-    }
-    experiment.accelerator.free_memory()
-    if experiment.accelerator.is_main_process:
-        content = {"seconds": seconds, "ratios": ratios, "rounds": TIMED_ROUNDS}
-        table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
-    return seconds, ratios
-
-
-def first_step(experiment: Experiment, arm: Arm) -> Callable[[], float]:
-    """Return what takes an arm's first step again and again, and returns its seconds."""
-    training = Training(experiment, Run(arm, 1, 1e-6, 0))
-    training.images.draw(0)  # type: ignore[attr-defined]
-    images, labels = next(iter(training.train))
-    images = experiment.to_model(images)
-
-    def timed() -> float:
-        training.model.train()
-        began = time.perf_counter()
-        float(training.step(images, labels))
-        return time.perf_counter() - began
-
-    return timed
-
-
-def estimate(
-    experiment: Experiment, epochs: int, step: float, ratios: dict[str, float]
-) -> list[str]:
-    """Say how long the epochs that are left will take; a forward is taken for a third of a step."""
-    settings, data = experiment.settings, experiment.data
-    steps = (len(data.train) + len(data.test) / 3) / settings.batch_size
-    costs = [
-        f"{name} takes {ratio:.3f} of an ordinary step"
-        for name, ratio in ratios.items()
-        if name.startswith("TrAct")
-    ]
-    lines = [f"  step {1000 * step:.0f} ms; {', '.join(costs)}"]
-    return [*lines, f"  about {in_time(epochs * steps * step)} for {epochs} epochs", ""]
-
-
-def prepare(settings: Compare) -> Experiment:
-    """Open the data, find the image size that the model takes, and fill in the recipe.
-
-    Raises:
-        StudyError: they do not fit.
-
-    """
-    accelerator = make_accelerator(settings.device, settings.precision)
-    data = load_images(settings.data, settings.channels, settings.max_train, settings.max_test)
-    model, size = fitted_model(settings, data)
-    settings = usual_recipe(settings, model)
-    name = "-".join(shown_names(settings))
-    experiment = Experiment(name, settings, fit(data, size), size, accelerator)
-    if accelerator.is_main_process:
-        say(*opening(experiment))
-    return experiment
-
-
-def fitted_model(settings: Compare, data: ImageData) -> tuple[nn.Module, int]:
-    """Return a model and an image size that it runs at: the images' own, else the model's.
-
-    Raises:
-        ModelError: there is none.
-
-    """
-    wanted = [settings.image_size] if settings.image_size else [data.native_size, None]
-    problems: list[str] = []
-    for size in wanted:
-        if size is None and wanted[0] is None and problems:
-            break
-        try:
-            model = build_model(
-                settings.model,
-                classes=data.classes,
-                channels=data.channels,
-                image_size=size,
-                pretrained=settings.pretrained,
-                arguments=parsed_arguments(settings.model_arg),
-            )
-            side = size or own_size(model)
-            if side is None:
-                raise ModelError(f"{settings.model} does not say its image size: --image-size")
-            check_output(model.eval(), settings.model, data, side)
-            return model, side
-        except ModelError as error:
-            problems.append(str(error))
-    raise ModelError(problems[-1])
-
-
-def check_output(model: nn.Module, name: str, data: ImageData, size: int) -> None:
-    """Run two blank images through a model.
-
-    Raises:
-        ModelError: it does not take them, or gives no score for each class.
-
-    """
-    shape = (2, data.channels, size, size)
-    try:
-        with torch.no_grad():
-            found = tuple(logits_of(model(torch.zeros(shape))).shape)
-    except ModelError:
-        raise
-    except Exception as error:  # anybody's forward
-        raise ModelError(
-            f"{name} does not run on images of {data.channels} × {size} × {size}: {error}"
-        ) from error
-    if found != (2, len(data.classes)):
-        raise ModelError(
-            f"{name} gives {found} for two images, not {(2, len(data.classes))}: it is no image "
-            "classifier, or its number of classes is fixed; choose another model"
-        )
-
-
-def opening(experiment: Experiment) -> list[str]:
-    """Say what will be trained, and what is unusual about it."""
-    settings, data, size = experiment.settings, experiment.data, experiment.size
-    model, name = shown_names(settings)
-    lr = " ".join(f"{value:g}" for value in settings.lr)
-    lines = [
-        f"{model} on {name}: {len(data.train)} training and {len(data.test)} test images of "
-        f"{data.channels} × {size} × {size}, {len(data.classes)} classes",
-        f"  {settings.optimizer}, lr {lr}, weight decay {settings.weight_decay:g}, "
-        f"{settings.schedule} schedule, warm-up {settings.warmup:g} epochs, label smoothing "
-        f"{settings.label_smoothing:g}, batch {settings.batch_size}, "
-        f"augmentation {settings.augment}, pixels {settings.pixels}",
-    ]
-    lines += [f"  {remark}" for remark in data.remarks]
-    if data.balanced:
-        counts = [f"{c} {n}" for c, n in zip(data.classes, data.counts["train"], strict=True)]
-        shown = ", ".join(counts[:12]) + (" …" if len(counts) > 12 else "")
-        lines.append(f"  classes are uneven ({shown}): accuracy is the mean of the classes' own")
-    native = data.native_size
-    if native and size >= BLOWN_UP * native:
-        lines.append(
-            f"  warning: images of {native} pixels are blown up to {size}, {(size / native) ** 2:.0f} "
-            f"times the work; where the model can, pass --image-size {native}"
-        )
-    return lines
-
-
-def check_identity(folder: Path, experiment: Experiment, main: bool) -> None:
-    """Note what all runs of a folder share, or refuse a folder of other ones.
-
-    Raises:
-        SettingsError: its runs were made with other settings or data.
-
-    """
-    data = experiment.data
-    mine: dict[str, Any] = {
-        "study": experiment.study,
-        "settings": identity(experiment.settings),
-        "data": {"classes": list(data.classes), **data.counts, "size": experiment.size},
-        "metric": experiment.metric,
-        "test_labels": table.pack(data.test.labels.numpy()),
-    }
-    path = folder / "study.json"
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("settings", "data"):
-            for name, value in mine[key].items():
-                if there[key].get(name, value) != value:
-                    raise SettingsError(
-                        f"{folder} holds runs with {name} {there[key][name]}, not {value}: "
-                        "pass another --out"
-                    )
-    elif main:
-        table.write_atomically(path, json.dumps(mine, ensure_ascii=False, indent=1) + "\n")
-    experiment.accelerator.wait_for_everyone()
-
-
-def planned(settings: Compare) -> tuple[list[Run], list[Run]]:
-    """Return the runs that choose the learning rate, and those that are compared.
-
-    The latter have the first learning rate until one is chosen.
-    """
-    lengths = settings.lengths(ORDINARY)
-    seeds = settings.seed_range()
-    grid = [
-        Run(ORDINARY, epochs, lr, seed)
-        for epochs in lengths
-        for lr in settings.lr
-        for seed in seeds[: settings.grid_seeds]
-        if len(settings.lr) > 1
-    ]
-    arms = [
-        Run(arm, epochs, settings.lr[0], seed)
-        for epochs in lengths
-        for seed in seeds
-        for arm in settings.arms()
-        if epochs in settings.lengths(arm)
-    ]
-    return grid, arms
-
-
-def finished(folder: Path) -> set[tuple[str, int, float, int]]:
-    """Return the keys of the runs whose last epoch is in the table."""
-    rows = table.read(folder / "runs.jsonl")
-    last = rows[rows["epoch"] == rows["epochs"]]
-    return set(last[table.RUN].itertuples(index=False, name=None))
-
-
-def unfinished(runs: list[Run], folder: Path) -> int:
-    """Return the epochs of the runs that are not finished."""
-    done = finished(folder)
-    return sum(run.epochs for run in runs if run.key not in done)
-
-
-def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: Progress) -> None:
-    """Train the runs that are not finished."""
-    done = finished(folder)
-    for run in runs:
-        if run.key not in done:
-            train(experiment, run, folder, progress)
-
-
-def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
-    """Return for each length the learning rate that ordinary training ends best with.
-
-    The mean over the grid's seeds of the final accuracy decides, of equals the smaller rate.
-    """
-    settings = experiment.settings
-    if len(settings.lr) == 1:
-        return dict.fromkeys(settings.lengths(ORDINARY), settings.lr[0])
-    means = final_by_lr(folder, experiment)
-    return {n: float(means[n].idxmax()) for n in settings.lengths(ORDINARY)}
-
-
-def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:
-    """Return the final accuracy of ordinary training by length and learning rate."""
-    settings = experiment.settings
-    rows = table.read(folder / "runs.jsonl")
-    rows = rows[
-        (rows["arm"] == ORDINARY.name)
-        & (rows["epoch"] == rows["epochs"])
-        & rows["epochs"].isin(settings.lengths(ORDINARY))
-        & rows["seed"].isin(settings.seed_range()[: settings.grid_seeds])
-        & rows["lr"].isin(settings.lr)
-    ]
-    return rows.groupby(["epochs", "lr"])[experiment.metric].mean()
+    say(f"written to {folder}: {', '.join(files)}, runs.jsonl")

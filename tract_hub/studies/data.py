@@ -6,7 +6,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from torchvision.transforms import v2
 from tract_hub.errors import DataError, first_line
 from tract_hub.names import did_you_mean
 
-LOG = logging.getLogger(__name__)
 TEST_NAMES = ("test", "validation", "valid", "val", "eval")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "class_id")
 HUB_EXAMPLES = ("uoft-cs/cifar10", "uoft-cs/cifar100", "ylecun/mnist")
@@ -29,9 +28,9 @@ SPLIT_SEED = 0
 MEMORY_LIMIT = 2**30
 """Bytes of uint8 pixels above which images are read again for each batch."""
 LOOKED_AT = 1000
-"""Images whose modes and sizes decide for all: opening a header takes about 0.1 ms."""
+"""Images whose modes decide for all: opening one takes about 0.1 ms."""
 UNEVEN = 2
-"""Largest class over smallest, in the test images, from which on accuracy is balanced."""
+"""Largest class over smallest, in the test images, above which accuracy is balanced."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -62,9 +61,23 @@ class Split:
         """Return so many images, drawn the same way every time; None: all."""
         if count is None or count >= len(self):
             return self
-        generator = torch.Generator().manual_seed(SPLIT_SEED)
-        chosen = torch.randperm(len(self), generator=generator)[:count]
-        return self.part(sorted(chosen.tolist()))
+        drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        return self.part(sorted(drawn[:count].tolist()))
+
+    def sized(self, size: int, in_memory: bool) -> Split:
+        """Return the images at a size: shorter side resized, then the central square."""
+
+        def read(i: int) -> Tensor:
+            image = self.read(i)
+            if tuple(image.shape[1:]) != (size, size):
+                image = v2.functional.resize(image, [size], antialias=True)
+                image = v2.functional.center_crop(image, [size, size])
+            return image
+
+        if not in_memory:
+            return Split(read, self.labels)
+        pixels = torch.stack([read(i) for i in range(len(self))])
+        return Split(pixels.__getitem__, self.labels, pixels)
 
 
 @dataclass(frozen=True)
@@ -140,46 +153,33 @@ def load_images(
     """
     data = _digits(channels or 1) if name == "digits" else _from_datasets(name, channels)
     data = replace(data, train=data.train.at_most(max_train), test=data.test.at_most(max_test))
-    seen = set(data.train.labels.tolist())
-    if len(seen) < 2:
+    classes = set(data.train.labels.tolist())
+    strange = set(data.test.labels.tolist()) - classes
+    if len(classes) < 2 or strange or not len(data.test):
         raise DataError(
-            f"the {len(data.train)} training images of {data.name} are all of one class; a "
-            "classifier needs two or more (check the labels, or raise --max-train)"
+            f"{data.name} has {len(data.train)} training images of {len(classes)} classes and "
+            f"{len(data.test)} test images, of {len(strange)} other classes; a classifier needs "
+            "two classes, and test images of them: check the labels, or raise --max-train"
         )
-    strangers = sorted(set(data.test.labels.tolist()) - seen)
-    if strangers:
-        raise DataError(
-            f"{data.name}: no training image has the test images' class "
-            f"{data.classes[strangers[0]]!r} (check the labels, or raise --max-train)"
-        )
-    if not len(data.test):
-        raise DataError(f"the test split of {data.name} is empty; give it images")
-    return replace(data, native_size=_native_size(data.train))
+    shapes = {tuple(data.train.read(i).shape[1:]) for i in range(min(64, len(data.train)))}
+    height, width = shapes.pop()
+    return replace(data, native_size=height if height == width and not shapes else None)
 
 
 def fit(data: ImageData, size: int) -> ImageData:
-    """Bring a data set to an image size, in memory where it fits, and measure mean and deviation.
-
-    Args:
-        data: as it was loaded.
-        size: side in pixels. Other images are resized (shorter side, bilinear, antialiased) and
-            cropped to their central square.
-
-    Raises:
-        DataError: an image cannot be read.
-
-    """
+    """Bring a data set to an image size, in memory where it fits; measure mean and deviation."""
     needed = (len(data.train) + len(data.test)) * data.channels * size**2
-    train, test = (_resized(s, size, needed <= MEMORY_LIMIT) for s in (data.train, data.test))
-    step = max(1, len(train) // 10_000)
+    train, test = (split.sized(size, needed <= MEMORY_LIMIT) for split in (data.train, data.test))
+    looked_at = range(0, len(train), max(1, len(train) // 10_000))
     sums = torch.zeros(2, data.channels, dtype=torch.float64)
-    for i in range(0, len(train), step):
+    for i in looked_at:
         pixels = train.read(i).double().flatten(1) / 255
         sums += torch.stack([pixels.mean(1), pixels.square().mean(1)])
-    mean, square = sums / len(range(0, len(train), step))
+    mean, square = sums / len(looked_at)
     std = (square - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-6, std, torch.ones_like(std))  # a channel that never changes
-    return replace(data, train=train, test=test, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    moments = tuple(mean.tolist()), tuple(std.tolist())
+    return replace(data, train=train, test=test, mean=moments[0], std=moments[1])
 
 
 class Loaded(Dataset[Batch]):
@@ -202,11 +202,10 @@ class Loaded(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """Return uint8 images, batch × channels × height × width, and their labels."""
         split = self.split
-        images = (
-            torch.stack([split.read(i) for i in indices])
-            if split.pixels is None
-            else split.pixels[indices]
-        )
+        if split.pixels is None:
+            images = torch.stack([split.read(i) for i in indices])
+        else:
+            images = split.pixels[indices]
         return (self._cut(images, indices) if self.augment else images), split.labels[indices]
 
     def _cut(self, images: Tensor, indices: list[int]) -> Tensor:
@@ -223,19 +222,9 @@ class Loaded(Dataset[Batch]):
 
 
 def loader(
-    split: Split, size: int, batch_size: int, *, train: bool, augment: bool, workers: int | None
+    split: Split, size: int, batch_size: int, workers: int | None, *, train: bool, augment: bool
 ) -> DataLoader[Batch]:
-    """Return the batches of a split: shuffled and without a smaller last one to train on.
-
-    Args:
-        split: fitted images.
-        size: their side in pixels.
-        batch_size: images in a batch.
-        train: to train on, or to test.
-        augment: whether to crop and flip.
-        workers: processes that read images which are not in memory; None chooses.
-
-    """
+    """Return the batches of a split: to train on, shuffled and without a smaller last one."""
     many = min(8, (os.cpu_count() or 2) - 1) if workers is None else workers
     return DataLoader(
         Loaded(split, size, augment),
@@ -278,24 +267,22 @@ def _digits(channels: int) -> ImageData:
     levels = torch.from_numpy(bunch.images)[:, None]
     images = (levels * (255 / 16)).round().to(torch.uint8).expand(-1, channels, -1, -1)
     whole = Split(images.__getitem__, torch.from_numpy(bunch.target).long())
-    train, test = _cut_test(whole, 450, "digits")
-    return ImageData("digits", tuple("0123456789"), channels, train, test)
+    return ImageData("digits", tuple("0123456789"), channels, *_cut_test(whole, 450, "digits"))
 
 
 def _cut_test(whole: Split, test_size: float | int, name: str) -> tuple[Split, Split]:
     from sklearn.model_selection import train_test_split
 
+    indices, labels = range(len(whole)), whole.labels.numpy()
+    options = {"test_size": test_size, "stratify": labels, "random_state": SPLIT_SEED}
     try:
-        parts = train_test_split(
-            range(len(whole)), test_size=test_size, stratify=whole.labels, random_state=SPLIT_SEED
-        )
+        train, test = train_test_split(indices, **options)
     except ValueError as error:
         raise DataError(
             f"{name} has no test split, and none can be cut from train ({error}): add a folder or "
             "file named test, or more images of each class"
         ) from error
-    train, test = (whole.part(sorted(part)) for part in parts)
-    return train, test
+    return whole.part(sorted(train)), whole.part(sorted(test))
 
 
 def _from_datasets(name: str, channels: int | None) -> ImageData:
@@ -303,35 +290,47 @@ def _from_datasets(name: str, channels: int | None) -> ImageData:
 
     path = Path(name).expanduser()
     shown = path.resolve().name if path.exists() else name
-    rows = _opened(name)
-    if "train" not in rows:
-        raise DataError(f"{shown} has no train split, only {', '.join(rows)}; name one train")
-    image, label = _columns(rows["train"], shown)
-    values = sorted(set(rows["train"][label][:]) - {None, -1})
-    names = tuple(_class_name(rows["train"].features[label], value) for value in values)
-    test_name = next((n for n in TEST_NAMES if n in rows), "")
-    used = {"train": rows["train"], **({"test": rows[test_name]} if test_name else {})}
+    tables = _opened(name, path)
+    if "train" not in tables:
+        raise DataError(f"{shown} has no train split, only {', '.join(tables)}; name one train")
+    column, label = _columns(tables["train"], shown)
+    test_name = next((n for n in TEST_NAMES if n in tables), None)
+    used = {"train": tables["train"]} | ({"test": tables[test_name]} if test_name else {})
     encoded = {
-        split: table.select_columns([image]).cast_column(image, Image(decode=False))
-        for split, table in used.items()
+        split: rows.select_columns([column]).cast_column(column, Image(decode=False))
+        for split, rows in used.items()
     }
-    modes = sum((_modes(table, image, split) for split, table in encoded.items()), Counter())
+    modes: Counter[str] = Counter()
+    for split, rows in encoded.items():
+        for i in range(0, len(rows), max(1, len(rows) // LOOKED_AT)):
+            modes[_open(rows[i][column], f"image {i} of the {split} split").mode] += 1
     kept = channels or (1 if set(modes) <= {"1", "L"} else 3)
-    splits = {
-        split: Split(
-            _reader(encoded[split], image, split, kept),
-            _labels(table[label][:], values, shown, split),
+    plain = {"1", "L"} if kept == 1 else {"RGB"}
+    others = ", ".join(
+        f"{count} {mode}" for mode, count in modes.most_common() if mode not in plain
+    )
+    kind = "grey" if kept == 1 else "RGB"
+    looked_at = f"{others} of {modes.total()} looked at"
+    remarks = [f"images converted to {kind}: {looked_at}"] if others else []
+    values = sorted(set(used["train"][label][:]) - {None, -1})
+    train, *found_test = [
+        Split(
+            _reader(encoded[split], column, split, kept),
+            _labels(rows[label][:], values, f"{split} images of {shown}"),
         )
-        for split, table in used.items()
-    }
-    remarks = list(_conversion(modes, kept))
-    if not test_name:
-        splits["train"], splits["test"] = _cut_test(splits["train"], TEST_SHARE, shown)
+        for split, rows in used.items()
+    ]
+    if found_test:
+        test = found_test[0]
+    else:
+        train, test = _cut_test(train, TEST_SHARE, shown)
         remarks.append(f"no test split: {TEST_SHARE:.0%} of the images of each class are cut off")
-    return ImageData(shown, names, kept, splits["train"], splits["test"], tuple(remarks))
+    named = getattr(used["train"].features[label], "int2str", str)
+    classes = tuple(str(named(value)) for value in values)
+    return ImageData(shown, classes, kept, train, test, tuple(remarks))
 
 
-def _opened(name: str) -> dict[str, Any]:
+def _opened(name: str, path: Path) -> dict[str, Any]:
     """Return the splits of a data set as tables of ``datasets``."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
@@ -339,15 +338,11 @@ def _opened(name: str) -> dict[str, Any]:
     datasets.disable_progress_bars()  # they would tear the study's own
     datasets.logging.set_verbosity_error()
     hub_logging.set_verbosity(logging.ERROR)
-    path = Path(name).expanduser()
-    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if not path.exists() and is_path:
+    if not path.exists() and (name.startswith((".", "~", "/")) or name.count("/") > 1):
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"no folder or file {name}; {did_you_mean(path.name, ['digits', *near])}")
     try:
-        if path.exists():
-            return _opened_path(path)
-        return dict(datasets.load_dataset(name))
+        return _opened_path(path) if path.exists() else dict(datasets.load_dataset(name))
     except DataError:
         raise
     except Exception as error:  # datasets passes on whatever a format's reader, or the hub, raised
@@ -369,14 +364,12 @@ def _opened_path(path: Path) -> dict[str, Any]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = load_from_disk(str(path))
         return {"train": saved} if isinstance(saved, Dataset) else dict(saved)
-    parquet = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
-    if parquet:
-        files: dict[str, list[str]] = {}
-        for file in parquet:
-            parts = (file.name.lower(), file.parent.name.lower())
-            known = ("train", *TEST_NAMES)
-            split = next((n for n in known if any(p.startswith(n) for p in parts)), "train")
-            files.setdefault(split, []).append(str(file))
+    files: dict[str, list[str]] = {}
+    for file in [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")):
+        parts = (file.name.lower(), file.parent.name.lower())
+        known = (n for n in ("train", *TEST_NAMES) if any(p.startswith(n) for p in parts))
+        files.setdefault(next(known, "train"), []).append(str(file))
+    if files:
         return dict(load_dataset("parquet", data_files=files))
     if not path.is_dir() or not any(entry.is_dir() for entry in path.iterdir()):
         raise DataError(
@@ -386,14 +379,21 @@ def _opened_path(path: Path) -> dict[str, Any]:
     return dict(load_dataset("imagefolder", data_dir=str(path), drop_labels=False))
 
 
-def _columns(table: Any, shown: str) -> tuple[str, str]:
+def _columns(rows: Any, shown: str) -> tuple[str, str]:
     """Return the names of the image column and of the label column."""
     from datasets import ClassLabel, Image
 
-    features = table.features
-    images = [n for n, f in features.items() if isinstance(f, Image) or _holds_bytes(f)]
+    features = rows.features
+    # A parquet column may hold encoded images without saying so in its metadata.
+    images = [
+        name
+        for name, kind in features.items()
+        if isinstance(kind, Image)
+        or (isinstance(kind, dict) and "bytes" in kind)
+        or "binary" in str(getattr(kind, "dtype", ""))
+    ]
     labels = [n for n in LABEL_NAMES if n in features]
-    labels += [n for n, f in features.items() if isinstance(f, ClassLabel)]
+    labels += [n for n, kind in features.items() if isinstance(kind, ClassLabel)]
     if not images or not labels:
         raise DataError(
             f"{shown} has no {'label' if images else 'image'} column among {', '.join(features)}; "
@@ -402,24 +402,14 @@ def _columns(table: Any, shown: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _holds_bytes(feature: Any) -> bool:
-    """Whether a parquet column holds encoded images without saying so in its metadata."""
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return getattr(feature, "dtype", None) in ("binary", "large_binary")
-
-
-def _class_name(feature: Any, value: Any) -> str:
-    return str(feature.int2str(int(value)) if hasattr(feature, "int2str") else value)
-
-
-def _labels(found: list[Any], values: list[Any], shown: str, split: str) -> Tensor:
+def _labels(found: list[Any], values: list[Any], where: str) -> Tensor:
     number = {value: i for i, value in enumerate(values)}
-    strangers = {value for value in found if value not in number}
-    if strangers & {None, -1}:
-        raise DataError(f"some {split} images of {shown} have no label; remove or label them")
-    if strangers:
-        raise DataError(f"{shown}: no training image has the {split} class {strangers.pop()!r}")
+    strange = set(found) - set(number)
+    if strange:
+        raise DataError(
+            f"{where} have the label {strange.pop()!r}, which no training image has; None or -1 is "
+            "none: label these images, or remove them"
+        )
     return torch.tensor([number[value] for value in found], dtype=torch.int64)
 
 
@@ -434,62 +424,18 @@ def _open(entry: dict[str, Any], which: str) -> Any:
         raise DataError(f"{path or which} cannot be read; remove or repair it") from error
 
 
-def _modes(table: Any, column: str, split: str) -> Counter[str]:
-    """Count the modes of images, of evenly chosen ones where they are many."""
-    step = max(1, len(table) // LOOKED_AT)
-    return Counter(
-        _open(table[i][column], f"image {i} of the {split} split").mode
-        for i in range(0, len(table), step)
-    )
-
-
-def _conversion(modes: Counter[str], channels: int) -> Iterator[str]:
-    """Say what conversion loses or adds."""
-    plain = {1: {"1", "L"}, 3: {"RGB"}}[channels]
-    other = ", ".join(f"{count} {mode}" for mode, count in modes.most_common() if mode not in plain)
-    if other:
-        yield (
-            f"images converted to {'RGB' if channels == 3 else 'grey'}: {other} of "
-            f"{modes.total()} looked at"
-        )
-
-
-def _reader(table: Any, column: str, split: str, channels: int) -> Callable[[int], Tensor]:
+def _reader(rows: Any, column: str, split: str, channels: int) -> Callable[[int], Tensor]:
     def read(i: int) -> Tensor:
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        entry, which = table[i][column], f"image {i} of the {split} split"
+        entry = rows[i][column]
+        which = entry.get("path") or f"image {i} of the {split} split"
         image = _open(entry, which)
         if image.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
-            raise DataError(
-                f"{entry.get('path') or which} has {image.mode} pixels; save the images with 8 bits"
-            )
+            raise DataError(f"{which} has {image.mode} pixels; save the images with 8 bits")
         try:
-            pixels: Tensor = pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+            image = image.convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            path = entry.get("path") or which
-            raise DataError(f"{path} cannot be read; remove or repair it") from error
+            raise DataError(f"{which} cannot be read; remove or repair it") from error
+        pixels: Tensor = v2.functional.pil_to_tensor(image)
         return pixels
 
     return read
-
-
-def _native_size(split: Split) -> int | None:
-    shapes = {tuple(split.read(i).shape[1:]) for i in range(min(64, len(split)))}
-    height, width = shapes.pop()
-    return int(height) if not shapes and height == width else None
-
-
-def _resized(split: Split, size: int, in_memory: bool) -> Split:
-    def read(i: int) -> Tensor:
-        image = split.read(i)
-        if tuple(image.shape[1:]) == (size, size):
-            return image
-        image = v2.functional.resize(image, [size], antialias=True)
-        cropped: Tensor = v2.functional.center_crop(image, [size, size])
-        return cropped
-
-    if not in_memory:
-        return Split(read, split.labels)
-    pixels = torch.stack([read(i) for i in range(len(split))])
-    return Split(pixels.__getitem__, split.labels, pixels)

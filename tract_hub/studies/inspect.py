@@ -11,9 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tract_hub
-from tract_hub.locator.search import follow
-from tract_hub.locator.trace import follow_pixels
 from tract_hub.errors import TractWarning
+from tract_hub.locator.search import follow
 from tract_hub.method.calls import LinearCall
 from tract_hub.studies.models import build_model, build_without_weights
 from tract_hub.studies.settings import Inspect
@@ -70,8 +69,7 @@ def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
     said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
     attempt = follow(model)
     with FlopCounterMode(display=False) as counter:  # once more, on the inputs that were right
-        for call in (attempt.example, *attempt.example.also):
-            follow_pixels(attempt.copied, call.args, call.kwargs, {}, method=call.method)
+        attempt.again()
     shapes = [list(pixels.shape) for pixels in attempt.example.pixels]
     inputs = batch / shapes[0][0]
     step = 3 * counter.get_total_flops() * inputs

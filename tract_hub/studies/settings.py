@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -110,29 +110,29 @@ class Compare:
     max_test: int | None = None
     """At most so many test images."""
     lam: tuple[float, ...] = (0.1,)
-    """λ of TrAct, an arm each; the verdict is about the first."""
+    """λ of TrAct. Each is trained and compared; the verdict is about the first."""
     damping: tuple[Damping, ...] = ("absolute",)
     """absolute: λ itself; relative: λ times the mean square of the first layer's input."""
     rescaled: bool = False
-    """Add arms with TrAct's direction at the ordinary gradient's norm."""
+    """Also train with TrAct's direction at the ordinary gradient's norm."""
     stem_lr: tuple[float, ...] = ()
-    """Add ordinary arms whose first layer has its learning rate times this."""
+    """Also train without TrAct, with the first layer's learning rate times this."""
     epochs: tuple[int, ...] = (3,)
-    """Lengths of training, each a training of its own; the verdict is about the last."""
+    """Lengths of training; each is trained on its own. The verdict is about the last."""
     ordinary_epochs: tuple[int, ...] = ()
     """Further lengths, for ordinary training alone."""
     seeds: int = 12
-    """Seeds; each trains every arm once."""
+    """Number of seeds. Each seed trains once with and once without TrAct."""
     first_seed: int = 0
     """The first of them."""
     lr: tuple[float, ...] = (0.4,)
     """Peak learning rate; none: timm's usual one for the model's kind. Of several, for each length,
     the one that ordinary training ends best with is taken, by --grid-seeds."""
     grid_seeds: int = 3
-    """Seeds of the choice among several learning rates."""
+    """Number of seeds that choose among several learning rates."""
     optimizer: str = "sgd"
-    """sgd (with Nesterov momentum), adamw, or any optimizer of timm; usual: timm's usual one for the model's kind, as are
-    the values below where they are None."""
+    """sgd (with Nesterov momentum), adamw, or any optimizer of timm; usual: timm's usual one for
+    the model's kind, as are the values below where they are None."""
     momentum: float = 0.9
     """Of sgd and its kin."""
     weight_decay: float | None = 5e-4
@@ -161,19 +161,14 @@ class Compare:
     """Folder of the results; else tract-hub-runs/MODEL-DATA-…"""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "batch_size", "grid_seeds"):
-            self._check(getattr(self, name) > 0, name, "must be greater than 0")
-        for name in ("lam", "stem_lr", "lr"):
-            self._check(all(0 < x < float("inf") for x in getattr(self, name)), name, "must be > 0")
-        for name in ("epochs", "ordinary_epochs"):
-            self._check(all(x > 0 for x in getattr(self, name)), name, "must be greater than 0")
-        self._check(bool(self.epochs), "epochs", "needs a number")
-
-    def _check(self, holds: bool, name: str, problem: str) -> None:
-        if not holds:
+        for name in ("seeds", "batch_size", "grid_seeds", "lam", "stem_lr", "lr", "epochs"):
             value = getattr(self, name)
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise SettingsError(f"--{name.replace('_', '-')} {problem}, got {shown}")
+            values = value if isinstance(value, tuple) else (value,)
+            empty = name == "epochs" and not values
+            if empty or not all(0 < number < float("inf") for number in values):
+                shown = " ".join(map(str, values)) or "nothing"
+                option = name.replace("_", "-")
+                raise SettingsError(f"--{option} must be greater than 0 and finite, got {shown}")
 
     def arms(self) -> list[Arm]:
         """Return what is compared, ordinary training first."""
@@ -182,7 +177,7 @@ class Compare:
             arms += [Arm(lam, kind, rescaled) for kind in self.damping for lam in self.lam]
         return arms + [Arm(stem_lr=factor) for factor in self.stem_lr if factor != 1]
 
-    def lengths(self, arm: Arm) -> list[int]:
+    def lengths(self, arm: Arm = ORDINARY) -> list[int]:
         """Return the lengths at which an arm is trained, in epochs, shortest first."""
         extra = self.ordinary_epochs if arm == ORDINARY else ()
         return sorted({*self.epochs, *extra})
@@ -191,37 +186,30 @@ class Compare:
         """Return the seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
+    def names(self) -> list[str]:
+        """Return model and data as results show them: of a path, the last part."""
+        paths = (Path(name).expanduser() for name in (self.model, self.data))
+        return [path.resolve().name if path.exists() else path.as_posix() for path in paths]
+
+    def identity(self) -> dict[str, object]:
+        """Return what all rows of one folder have in common, JSON-ready."""
+        values = asdict(self) | dict(zip(("model", "data"), self.names(), strict=True))
+        kept = {name: values[name] for name in values if name not in OF_A_ROW | OF_A_CALL}
+        common: dict[str, object] = json.loads(json.dumps(kept))
+        return common
+
+    def folder(self) -> Path:
+        """Return ``--out``, or a folder named after model, data and the other settings."""
+        common = json.dumps(self.identity(), sort_keys=True)
+        digest = hashlib.sha256(common.encode()).hexdigest()[:4]
+        names = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name) for name in self.names()]
+        return self.out or Path("tract-hub-runs") / "-".join([*names, digest])
+
 
 # What may differ between commands that write to one folder: what a row says itself, and how fast
 # and where the work is done.
 OF_A_ROW = {"lam", "damping", "rescaled", "stem_lr", "epochs", "ordinary_epochs", "lr"}
 OF_A_CALL = {"recipe", "seeds", "first_seed", "grid_seeds", "threads", "workers", "out"}
-
-
-def identity(settings: Compare) -> dict[str, object]:
-    """Return what all rows of one folder have in common, JSON-ready."""
-    values = asdict(settings) | dict(zip(("model", "data"), shown_names(settings), strict=True))
-    kept = (f.name for f in fields(settings) if f.name not in OF_A_ROW | OF_A_CALL)
-    common: dict[str, object] = json.loads(json.dumps({name: values[name] for name in kept}))
-    return common
-
-
-def results_folder(settings: Compare) -> Path:
-    """Return ``--out``, or a folder named after model, data and the other settings."""
-    if settings.out is not None:
-        return settings.out
-    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()
-    names = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name) for name in shown_names(settings)]
-    return Path("tract-hub-runs") / "-".join([*names, digest[:4]])
-
-
-def shown_names(settings: Compare) -> tuple[str, str]:
-    """Return the names of model and data as results show them: of a path, the last part."""
-    model, data = (
-        Path(n).expanduser().resolve().name if Path(n).expanduser().exists() else n
-        for n in (settings.model, settings.data)
-    )
-    return model, data
 
 
 # The learning rates of the narrow models are those that ordinary training likes best for that

@@ -1,8 +1,8 @@
 """The one table of results: a row an epoch, appended to a file of JSON lines.
 
 Columns: study, arm, epochs (length of the training), lr, seed, epoch (from 1), loss (mean of the
-epoch's training steps; null: not finite), accuracy and balanced_accuracy (on the test images, 0 to 1), seconds (of
-training in this epoch), correct (which test images were right, packed; see :func:`pack`).
+epoch's training steps; null: not finite), accuracy and balanced_accuracy (on the test images, 0 to
+1), seconds (of training in this epoch), correct (which test images were right; see :func:`pack`).
 """
 
 from __future__ import annotations
@@ -59,14 +59,13 @@ def read(path: Path) -> pd.DataFrame:
     return table.astype({"loss": float}).sort_values([*RUN, "epoch"], ignore_index=True)
 
 
-def pack(array: npt.NDArray[np.generic]) -> str:
+def pack(array: npt.NDArray[Any]) -> str:
     """Return an array as text: of booleans a tenth of a byte each, of labels two bytes or less."""
-    is_bool = array.dtype == np.bool_
-    data = (np.packbits(array) if is_bool else array.astype(np.uint16)).tobytes()
-    return base64.b85encode(zlib.compress(data, 9)).decode()
+    numbers = np.packbits(array) if array.dtype == np.bool_ else array.astype(np.uint16)
+    return base64.b85encode(zlib.compress(numbers.tobytes(), 9)).decode()
 
 
-def unpack_bools(text: str, count: int) -> npt.NDArray[np.bool_]:
+def unpack(text: str, count: int) -> npt.NDArray[np.bool_]:
     """Return so many booleans that :func:`pack` was given."""
     data = np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint8)
     return np.unpackbits(data, count=count).astype(np.bool_)

@@ -1,4 +1,4 @@
-"""The one training loop of the studies, by Accelerate; an interrupted run loses at most an epoch."""
+"""The one training loop of the studies, by Accelerate; kill -9 loses at most one epoch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import tract_hub
 from tract_hub.errors import SettingsError
+from tract_hub.names import did_you_mean
 from tract_hub.studies import table
 from tract_hub.studies.data import ImageData, loader
 from tract_hub.studies.models import build_model, logits_of, parsed_arguments
@@ -46,17 +49,14 @@ def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerat
         try:
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-            raise SettingsError(
-                f"no device {device!r} here; there is {', '.join(there)}"
-            ) from error
+            there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+            raise SettingsError(f"no device {device!r} here; there is {there}") from error
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
-    return accelerator
 
 
 class Step:
@@ -80,15 +80,13 @@ class Step:
         before_update: Callable[[], None] | None = None,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        self.label_smoothing, self.before_update = label_smoothing, before_update
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.before_update = before_update
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on a batch; return the loss, detached."""
         (self.optimizer or self.model).zero_grad()
-        logits = logits_of(self.model(images))
-        loss = nn.functional.cross_entropy(
-            logits.float(), labels, label_smoothing=self.label_smoothing
-        )
+        loss: Tensor = self.loss(logits_of(self.model(images)).float(), labels)
         self.accelerator.backward(loss)
         if self.before_update is not None:
             self.before_update()
@@ -105,7 +103,7 @@ def interleave(timers: Sequence[Callable[[], float]], rounds: int) -> Iterator[l
     """
     for number in range(rounds):
         order = list(enumerate(timers))
-        times = dict((i, timer()) for i, timer in (order if number % 2 == 0 else order[::-1]))
+        times = {i: timer() for i, timer in (order if number % 2 == 0 else order[::-1])}
         yield [times[i] for i in range(len(timers))]
 
 
@@ -129,14 +127,14 @@ class Rescaled:
     def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], grad: Tensor) -> None:
         with torch.enable_grad():
             output = type(module).forward(module, *inputs)
-        (ordinary,) = torch.autograd.grad(output, [module.weight], grad)  # type: ignore[list-item]
+        (ordinary,) = torch.autograd.grad(output, [module.get_parameter("weight")], grad)
         self.norms[module] = ordinary.norm()
 
     def __call__(self) -> None:
         """Scale the gradients of the last backward."""
         for module in self.modules:
-            gradient = module.weight.grad
-            if isinstance(gradient, Tensor) and module in self.norms:
+            gradient = module.get_parameter("weight").grad
+            if gradient is not None and module in self.norms:
                 gradient.mul_(self.norms[module] / gradient.norm().clamp_min(1e-30))
 
 
@@ -153,17 +151,11 @@ def make_optimizer(model: nn.Module, settings: Compare, lr: float, stem_lr: floa
         SettingsError: timm has no such optimizer.
 
     """
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    from tract_hub.names import did_you_mean
-
-    if settings.optimizer not in list_optimizers():
-        known = did_you_mean(settings.optimizer, list_optimizers())
-        raise SettingsError(f"timm has no optimizer {settings.optimizer!r}; {known}")
-    decay = settings.weight_decay or 0.0
-    optimizer: Any = create_optimizer_v2(
-        model, settings.optimizer, lr=lr, weight_decay=decay, momentum=settings.momentum
-    )
+    name, decay, known = settings.optimizer, settings.weight_decay or 0.0, list_optimizers()
+    if name not in known:
+        raise SettingsError(f"timm has no optimizer {name!r}; {did_you_mean(name, known)}")
+    momentum = settings.momentum
+    optimizer = create_optimizer_v2(model, name, lr=lr, weight_decay=decay, momentum=momentum)
     if stem_lr != 1:
         stems = {id(stem.module.get_parameter("weight")) for stem in tract_hub.locate(model)}
         for group in list(optimizer.param_groups):
@@ -212,6 +204,11 @@ class Experiment:
         """The column of the table that the study is about."""
         return "balanced_accuracy" if self.data.balanced else "accuracy"
 
+    @property
+    def form(self) -> torch.memory_format:
+        """Memory format of images and model."""
+        return torch.channels_last if self.settings.channels_last else torch.contiguous_format
+
     def model(self, seed: int, arm: Arm = ORDINARY) -> nn.Module:
         """Return a fresh model of an arm; all arms of a seed have the same weights."""
         set_seed(seed)
@@ -224,22 +221,16 @@ class Experiment:
             arguments=parsed_arguments(self.settings.model_arg),
         )
         if arm.lam is not None:
-            tract_hub.enable(model, lam=arm.lam, **_damping(arm))
-        form = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        model = model.to(self.accelerator.device, memory_format=form)
+            tract_hub.enable(model, arm.lam, damping=arm.damping)
+        model = model.to(self.accelerator.device).to(memory_format=self.form)
         if self.settings.compiled:
             model.compile()
         return model
 
     def to_model(self, images: Tensor) -> Tensor:
-        """Normalise a batch of uint8 images, in the model's memory format."""
-        form = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        """Normalise a batch of uint8 images."""
         pixels: Tensor = self.data.normalise(self.settings.pixels)(images)
-        return pixels.contiguous(memory_format=form)
-
-
-def _damping(arm: Arm) -> dict[str, Any]:
-    return {} if arm.damping == "absolute" else {"damping": arm.damping}
+        return pixels.contiguous(memory_format=self.form)
 
 
 class Training:
@@ -254,41 +245,35 @@ class Training:
     def __init__(self, experiment: Experiment, run: Run) -> None:
         settings, data, self.run = experiment.settings, experiment.data, run
         self.experiment, self.accelerator = experiment, experiment.accelerator
-        if settings.batch_size > len(data.train):
+        batch, workers = settings.batch_size, settings.workers
+        if batch > len(data.train):
             raise SettingsError(
-                f"--batch-size {settings.batch_size} is more than the {len(data.train)} training "
-                "images; lower it"
+                f"--batch-size {batch} is more than the {len(data.train)} training images; lower it"
             )
         model = experiment.model(run.seed, run.arm)
         rescaled = Rescaled(model) if run.arm.rescaled else None
         optimizer = make_optimizer(model, settings, run.lr, run.arm.stem_lr)
-        augment = settings.augment == "crop-flip"
-        shared = {"batch_size": settings.batch_size, "workers": settings.workers}
-        train = loader(data.train, experiment.size, train=True, augment=augment, **shared)
-        test = loader(data.test, experiment.size, train=False, augment=False, **shared)
-        self.images, self.generator = train.dataset, train.generator
+        augment, size = settings.augment == "crop-flip", experiment.size
+        train = loader(data.train, size, batch, workers, train=True, augment=augment)
+        test = loader(data.test, size, batch, workers, train=False, augment=False)
+        # Prepared loaders are others; these are what they draw from.
+        self.images: Any = train.dataset
+        self.generator = train.generator
         self.model, self.optimizer, self.train, self.test = self.accelerator.prepare(
             model, optimizer, train, test
         )
-        steps = len(self.train) * run.epochs
-        self.schedule = LambdaLR(
-            self.optimizer.optimizer, learning_rate(settings, steps, run.epochs)
-        )
+        share = learning_rate(settings, len(self.train) * run.epochs, run.epochs)
+        self.schedule = LambdaLR(self.optimizer.optimizer, share)
         self.step = Step(
             self.accelerator, self.model, self.optimizer, settings.label_smoothing or 0.0, rescaled
         )
 
     def epoch(self, number: int) -> float:
-        """Train on all images once; return the mean loss.
-
-        Args:
-            number: of the epoch, from 1.
-
-        """
+        """Train on all images once; return the mean loss. Epochs are numbered from 1."""
         seed = self.run.seed * EPOCH_SEED + number
         set_seed(seed % 2**32)
         self.generator.manual_seed(seed)
-        self.images.draw(seed)  # type: ignore[attr-defined]
+        self.images.draw(seed)
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
         for images, labels in self.train:
@@ -297,7 +282,7 @@ class Training:
         return float(self.accelerator.reduce(total, "mean")) / len(self.train)
 
     @torch.no_grad()
-    def correct(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def correct(self) -> npt.NDArray[np.bool_]:
         """Return which test images the model gets right, in the order of the data."""
         self.model.eval()
         found = []
@@ -307,73 +292,80 @@ class Training:
             found.append(self.accelerator.gather_for_metrics(right).cpu())
         return torch.cat(found).numpy()
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """Return what the run needs to go on after an epoch."""
+    def parts(self) -> dict[str, Any]:
+        """Return what has a state that the run needs to go on."""
         scaler = getattr(self.accelerator, "scaler", None)
-        return {
-            "epoch": epoch,
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        model = self.accelerator.unwrap_model(self.model)
+        parts = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts | ({} if scaler is None else {"scaler": scaler})
 
-    def load(self, state: dict[str, Any]) -> int:
-        """Go on from a state; return the epoch that it was saved after."""
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        return int(state["epoch"])
+    def load(self, path: Path) -> int:
+        """Go on from a saved state; return the epoch that it was saved after."""
+        saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        for name, part in self.parts().items():
+            part.load_state_dict(saved[name])
+        return int(saved["epoch"])
+
+    def save(self, path: Path, epoch: int) -> None:
+        """Save the state after an epoch; a reader sees the one before or this one, whole."""
+        buffer = io.BytesIO()
+        states = {name: part.state_dict() for name, part in self.parts().items()}
+        torch.save({**states, "epoch": epoch}, buffer)
+        table.write_atomically(path, buffer.getvalue())
 
 
 def train(
-    experiment: Experiment, run: Run, folder: Path, after: Callable[[dict[str, Any]], None]
-) -> None:
+    training: Training,
+    folder: Path,
+    after: Callable[[dict[str, Any]], bool | None],
+    save_every: int = 1,
+) -> bool:
     """Train a run, from where it was interrupted, and append its rows to ``runs.jsonl``.
 
     Args:
-        experiment: what it has in common with others.
-        run: what is its own.
+        training: the run, at its beginning.
         folder: of the results.
-        after: called with each epoch's row.
+        after: called with each epoch's row; returns whether to stop there, to go on another time.
+        save_every: epochs, of which a run that is killed loses the last ones.
+
+    Returns:
+        Whether the run is done.
 
     """
-    saved = folder / "state" / f"{run.slug}.pt"
-    training = Training(experiment, run)
-    done = 0
-    if saved.exists():
-        device = experiment.accelerator.device
-        done = training.load(torch.load(saved, map_location=device, weights_only=True))
-    main, data = experiment.accelerator.is_main_process, experiment.data
-    labels = data.test.labels.numpy()
+    experiment, run = training.experiment, training.run
+    state, main = folder / "state" / f"{run.slug}.pt", experiment.accelerator.is_main_process
+    done = training.load(state) if state.exists() else 0
+    labels = experiment.data.test.labels.numpy()
     for epoch in range(done + 1, run.epochs + 1):
         began = time.perf_counter()
         loss = training.epoch(epoch)
         seconds = time.perf_counter() - began
         correct = training.correct()
-        recalls = [correct[labels == c].mean() for c in np.unique(labels)]
-        row = dict(zip(table.RUN, run.key, strict=True)) | {
-            "loss": round(loss, 6) if math.isfinite(loss) else None,
-            "accuracy": round(float(correct.mean()), 6),
-            "balanced_accuracy": round(float(np.mean(recalls)), 6),
-            "seconds": round(seconds, 4),
-            "correct": table.pack(correct),
-        }
+        recalls = [correct[labels == label].mean() for label in np.unique(labels)]
         # A diverged run does not come back: its remaining epochs are as this one.
-        last = epoch if math.isfinite(loss) else run.epochs
+        last, stop = epoch if math.isfinite(loss) else run.epochs, False
         for each in range(epoch, last + 1):
-            whole = {"study": experiment.study, **row, "epoch": each}
+            row = {
+                "study": experiment.study,
+                **dict(zip(table.RUN, run.key, strict=True)),
+                "epoch": each,
+                "loss": round(loss, 6) if math.isfinite(loss) else None,
+                "accuracy": round(float(correct.mean()), 6),
+                "balanced_accuracy": round(float(np.mean(recalls)), 6),
+                "seconds": round(seconds, 4),
+                "correct": table.pack(correct),
+            }
             if main:
-                table.append(folder / "runs.jsonl", {c: whole[c] for c in table.COLUMNS})
-            after(whole)
+                table.append(folder / "runs.jsonl", row)
+            stop = bool(after(row))
         if last == run.epochs:
             break
-        if main:
-            buffer = io.BytesIO()
-            torch.save(training.state(epoch), buffer)
-            table.write_atomically(saved, buffer.getvalue())
+        if main and (stop or epoch % save_every == 0):
+            training.save(state, epoch)
+        if stop:
+            experiment.accelerator.free_memory()
+            return False
     if main:
-        saved.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
     experiment.accelerator.free_memory()
+    return True

@@ -44,6 +44,8 @@ class Interval:
         """Write a ratio: ``"0.80 [0.70, 0.90]"``, ``"1.05 or more [0.98, …]"``."""
         if math.isnan(self.mean):
             return "—"
+        if math.isnan(self.low):
+            return f"{self.mean:.2f}" + (" or more" if self.open else "")
         if self.open:
             return f"{self.mean:.2f} or more [{self.low:.2f}, …]"
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -132,7 +134,7 @@ def paired(differences: Array, labels: npt.NDArray[Any] | None = None) -> Varian
 
 
 def seeds_needed(variance: Variance) -> int | None:
-    """Return how many seeds would show a difference of 3 points, 4 times of 5; None: no number."""
+    """Return how many seeds show 3 points in 4 of 5 cases; None if no number of seeds does."""
     one_seed = float(variance.seed) * variance.seeds
     surely, mostly = (1 + CONFIDENCE) / 2, POWER
     by_test = (stats.norm.ppf(surely) + stats.norm.ppf(mostly)) ** 2 * float(variance.test)
@@ -171,7 +173,7 @@ def curves(rows: pd.DataFrame, metric: str, images: int) -> Curves:
         return Curves((), np.empty((0, 0)), np.empty((0, 0, images), dtype=bool))
     accuracy = finished.pivot(index="seed", columns="epoch", values=metric)
     texts = finished.pivot(index="seed", columns="epoch", values="correct").to_numpy()
-    correct = np.array([[table.unpack_bools(text, images) for text in line] for line in texts])
+    correct = np.array([[table.unpack(text, images) for text in line] for line in texts])
     return Curves(tuple(map(int, accuracy.index)), accuracy.to_numpy(dtype=float), correct)
 
 
@@ -258,6 +260,9 @@ class Study:
         return accuracy <= self.chance + max(noise, ABOVE_CHANCE * (1 - self.chance))
 
 
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One arm against ordinary training, paired by seed.
@@ -265,42 +270,95 @@ class Outcome:
     Attributes:
         arm: its name.
         epochs: its length.
-        against: length of the ordinary training; another one where a shorter training is asked
-            whether it reaches what a longer one does.
-        seeds: how many pairs.
+        against: length of the ordinary training; a longer one where it is asked whether a shorter
+            training reaches the same.
         accuracy: mean final accuracies of the arm and of ordinary training.
-        final: difference of the final accuracies.
+        difference: of the final accuracies.
         curve: mean over the epochs of the difference; not a number for other lengths.
         speed: ratio of epochs by share of the ordinary final accuracy.
         step: seconds of a step over those of an ordinary one.
-        sentence: the verdict.
+        collapsed: ordinary trainings that ended at chance.
+        study: what the runs were made with.
 
     """
 
     arm: str
     epochs: int
     against: int
-    seeds: int
     accuracy: tuple[float, float]
-    final: Interval
+    difference: Variance
     curve: Interval
     speed: dict[float, Interval]
     step: float
-    sentence: str
+    collapsed: int
+    study: Study
 
+    @property
+    def final(self) -> Interval:
+        """Difference of the final accuracies."""
+        return self.difference.interval()
 
-NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+    @property
+    def seeds(self) -> int:
+        """How many pairs."""
+        return self.difference.seeds
+
+    @property
+    def sentence(self) -> str:
+        """What the seeds show, and what would settle what they do not."""
+        level, final, arm = self.accuracy[1], self.final, self.arm
+        if self.study.at_chance(level):
+            return (
+                "This comparison says nothing about TrAct: ordinary training ended at chance "
+                f"({level:.1%} where chance is {self.study.chance:.1%}; {arm}: "
+                f"{self.accuracy[0]:.1%})."
+            )
+        when = f"after {self.epochs} epoch{'s' * (self.epochs > 1)}"
+        if self.against != self.epochs:
+            when += f", against {self.against} of ordinary training"
+        if self.seeds == 1:
+            return (
+                f"One seed cannot tell: {arm} ended {100 * final.mean:+.1f} points from ordinary "
+                f"training {when}; give at least 3 seeds."
+            )
+        if final.low > 0 or final.high < 0:
+            verb = "helped" if final.low > 0 else "hurt"
+            said = f"{arm} {verb}: {final.points()} {when}, {self.seeds} seeds"
+            share = LEVELS[-1]
+            ratio = self.speed.get(share, NO_INTERVAL)
+            if not math.isnan(ratio.mean):
+                reached = f"{share * level:.0%} in {ratio.ratio()} of the epochs"
+                said += f"; it reaches ordinary training's {reached}"
+        else:
+            said = f"No difference shown {when}: {arm} {final.points()} with {self.seeds} seeds"
+            said += self._what_would_settle_it()
+            if self.curve.low > 0 or self.curve.high < 0:
+                side = "ahead" if self.curve.low > 0 else "behind"
+                said += f". On the way it was {side}: {self.curve.points()}, mean over the epochs"
+        said += ". 2 seeds are few: give at least 3." if self.seeds == 2 else "."
+        if self.collapsed:
+            said += f" {self.collapsed} of {self.seeds} ordinary trainings ended at chance."
+        return said
+
+    def _what_would_settle_it(self) -> str:
+        reach = max(-self.final.low, self.final.high)
+        if reach < WORTH_SHOWING:
+            return f", so differences of {100 * reach:.1f} points or more are unlikely"
+        needed = seeds_needed(self.difference)
+        if needed is None:
+            count = self.difference.images
+            return f"; no number of seeds shows 3 points on {count} test images"
+        return f"; about {max(needed, self.seeds + 1)} seeds would show 3 points"
 
 
 def outcome(
     rows: pd.DataFrame, study: Study, arm: str, epochs: int, against: int, step: float = 1.0
 ) -> Outcome | None:
     """Compare an arm with ordinary training by the seeds that finished both; None: no seed did."""
-    images = len(study.labels)
 
     def runs(name: str, length: int) -> Curves:
         mine = (rows["arm"] == name) & (rows["epochs"] == length) & (rows["lr"] == study.lr[length])
-        return curves(rows[mine], study.metric, images)
+        return curves(rows[mine], study.metric, len(study.labels))
 
     ours, theirs = runs(arm, epochs), runs("ordinary", against)
     both = sorted(set(ours.seeds) & set(theirs.seeds))
@@ -308,73 +366,23 @@ def outcome(
         return None
     ours, theirs = ours.of(both), theirs.of(both)
     last = ours.correct[:, -1].astype(float) - theirs.correct[:, -1]
-    final = paired(last, study.classes)
-    alike = epochs == against
     curve, speed = NO_INTERVAL, {}
-    if alike:
+    if epochs == against:
         mean = ours.correct.mean(1) - theirs.correct.mean(1)
         curve = paired(mean, study.classes).interval()
         speed = {share: epoch_ratio(ours, theirs, share, study.chance) for share in PROFILE}
-    accuracy = (float(ours.accuracy[:, -1].mean()), float(theirs.accuracy[:, -1].mean()))
-    sentence = _sentence(arm, epochs, against, accuracy, final, curve, speed, study)
-    collapsed = sum(study.at_chance(a) for a in theirs.accuracy[:, -1])
-    if collapsed > 0 and not study.at_chance(accuracy[1]):
-        sentence += f" {collapsed} of {len(both)} ordinary trainings ended at chance."
     return Outcome(
-        arm, epochs, against, len(both), accuracy, final.interval(), curve, speed, step, sentence
+        arm,
+        epochs,
+        against,
+        (float(ours.accuracy[:, -1].mean()), float(theirs.accuracy[:, -1].mean())),
+        paired(last, study.classes),
+        curve,
+        speed,
+        step,
+        sum(study.at_chance(accuracy) for accuracy in theirs.accuracy[:, -1]),
+        study,
     )
-
-
-def _sentence(
-    arm: str,
-    epochs: int,
-    against: int,
-    accuracy: tuple[float, float],
-    final: Variance,
-    curve: Interval,
-    speed: dict[float, Interval],
-    study: Study,
-) -> str:
-    """Say what the seeds show, and what would settle what they do not."""
-    level, chance = accuracy[1], study.chance
-    if study.at_chance(level):
-        return (
-            f"This comparison says nothing about TrAct: ordinary training ended at chance "
-            f"({level:.1%} where chance is {chance:.1%})."
-        )
-    interval, seeds = final.interval(), final.seeds
-    when = f"after {epochs} epoch{'s' * (epochs > 1)}"
-    if against != epochs:
-        when += f", against {against} of ordinary training"
-    if seeds == 1:
-        return (
-            f"One seed cannot tell: {arm} ended {100 * interval.mean:+.1f} points from ordinary "
-            f"training {when}; give at least 3 seeds."
-        )
-    few = " 2 seeds are few: give at least 3." if seeds == 2 else ""
-    if interval.low > 0 or interval.high < 0:
-        verb = "helped" if interval.low > 0 else "hurt"
-        said = f"{arm} {verb}: {interval.points()} {when}, {seeds} seeds"
-        share = LEVELS[-1]
-        if share in speed and not math.isnan(speed[share].mean):
-            said += (
-                f"; it reaches ordinary training's {share * level:.0%} in "
-                f"{speed[share].ratio()} of the epochs"
-            )
-        return f"{said}.{few}"
-    said = f"No difference shown {when}: {arm} {interval.points()} with {seeds} seeds"
-    needed = seeds_needed(final)
-    reach = max(-interval.low, interval.high)
-    if reach < WORTH_SHOWING:
-        said += f", so differences of {100 * reach:.1f} points or more are unlikely"
-    elif needed is None:
-        said += f"; no number of seeds shows 3 points on {len(study.labels)} test images"
-    else:
-        said += f"; about {max(needed, seeds + 1)} seeds would show 3 points"
-    if curve.low > 0 or curve.high < 0:
-        side = "ahead" if curve.low > 0 else "behind"
-        said += f". On the way it was {side}: {curve.points()} on the mean over the epochs"
-    return f"{said}.{few}"
 
 
 def outcomes(
@@ -392,14 +400,12 @@ def outcomes(
         steps: seconds of a step over those of an ordinary one, by arm.
 
     """
-    found = []
-    for arm, epochs in arms:
-        for against in sorted(length for length in study.lr if length >= epochs):
-            step = (steps or {}).get(arm, 1.0)
-            one = outcome(rows, study, arm, epochs, against, step)
-            if one is not None:
-                found.append(one)
-    return found
+    found = [
+        outcome(rows, study, arm, epochs, against, (steps or {}).get(arm, 1.0))
+        for arm, epochs in arms
+        for against in sorted(length for length in study.lr if length >= epochs)
+    ]
+    return [one for one in found if one is not None]
 
 
 def summary(found: Sequence[Outcome]) -> pd.DataFrame:
@@ -411,8 +417,8 @@ def summary(found: Sequence[Outcome]) -> pd.DataFrame:
             "epochs": str(one.epochs),
             "ordinary epochs": str(one.against),
             "seeds": str(one.seeds),
-            "ordinary": f"{one.accuracy[1]:.1%}",
-            "with": f"{one.accuracy[0]:.1%}",
+            "ordinary accuracy": f"{one.accuracy[1]:.1%}",
+            "accuracy": f"{one.accuracy[0]:.1%}",
             "difference": one.final.points(),
             "mean over epochs": "—" if math.isnan(one.curve.mean) else one.curve.points(),
         }

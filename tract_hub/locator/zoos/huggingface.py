@@ -46,8 +46,6 @@ def examples(model: nn.Module) -> Iterator[Example]:
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
     yield from _parts(model, set(pixels))
-    if "input_ids" in names:  # a text that fits the image is hard to guess
-        yield from _models_inside(model, set(pixels))
     known = _known(names, pixels)
     for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
@@ -55,6 +53,10 @@ def examples(model: nn.Module) -> Iterator[Example]:
         yield from _calls(model, [*known, *heard])
     yield from _models_inside(model, set(pixels))
     yield from _embeddings(model, pixels)
+    images = {n for n in pixels if "video" not in n}
+    if images != set(pixels):  # what reads its images reads its videos too (PerceptionLM)
+        yield from _parts(model, images)
+        yield from _models_inside(model, images)
 
 
 def _known(names: Names, pixels: Names) -> Names:

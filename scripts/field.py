@@ -1,0 +1,79 @@
+"""Run the tests of situations from other libraries, and write their table to docs/field.md.
+
+Install what should be tried first: opacus, lightning, fastai, monai, ultralytics,
+segmentation-models-pytorch, lightly, peft, torchvision. What is not there is skipped, and the table
+says so.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ("test_libraries", "test_field", "test_changes", "test_rebuilt")
+PACKAGES = (
+    "torch torchvision timm transformers accelerate peft opacus lightning fastai monai ultralytics "
+    "segmentation-models-pytorch lightly"
+).split()
+HEAD = """# Situations from the field
+
+Each is a test with an oracle of its own: the ordinary gradient times the inverse of the Gram
+matrix, in float64, of the input that the layer truly had. `scripts/field.py` writes this table.
+
+An optimizer that reads something else than `.grad` goes past TrAct. Opacus' does, in each of its
+modes (`grad_sample`, expanded weights, ghost clipping), and is refused.
+"""
+
+
+def main() -> int:
+    """Run the tests; return their exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        files = [f"tests/{name}.py" for name in TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *files]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    lines = [HEAD, "| package | version |", "|---|---|"]
+    lines += [f"| {name} | {_version(name)} |" for name in PACKAGES]
+    lines += ["", "| situation | passed | skipped | failed |", "|---|--:|--:|--:|"]
+    counts: dict[str, Counter[str]] = {}
+    for case in cases:
+        counts.setdefault(_situation(case.get("name", "")), Counter())[_outcome(case)] += 1
+    lines += [
+        f"| {name} | {count['passed']} | {count['skipped']} | {count['failed']} |"
+        for name, count in counts.items()
+    ]
+    (ROOT / "docs" / "field.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return code
+
+
+def _situation(test: str) -> str:
+    """``test_a_library[monai UNet]`` → ``monai UNet``; other tests by their sentence."""
+    name, _, case = test.removesuffix("]").partition("[")
+    if name == "test_a_library":
+        return case
+    return name.removeprefix("test_").replace("_", " ")
+
+
+def _outcome(case: ElementTree.Element) -> str:
+    kinds = {child.tag for child in case}
+    if kinds & {"failure", "error"}:
+        return "failed"
+    return "skipped" if "skipped" in kinds else "passed"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
