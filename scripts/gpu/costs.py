@@ -85,7 +85,6 @@ def measure(
 
 
 def train_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
-    """Run forward and backward."""
     model.zero_grad()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = logits_of(model(images))

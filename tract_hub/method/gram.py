@@ -59,12 +59,14 @@ def gram_matrix(call: LinearCall, dtype: torch.dtype) -> Tensor:
     lines = _goes_by_lines(call)
     for part in _parts(call, lines, dtype):
         if lines and call.convolution is not None:
-            sums = _gram_of_lines(part, call.convolution)
+            sums = _products_of_lines(part, call.convolution)
         else:
             sums = gram_of_rows(_unfold(part, call.convolution))
         total = sums if total is None else total + sums
     if total is None:
         raise ValueError("a Gram matrix needs at least one row")
+    if lines and call.convolution is not None:
+        return _joined_lines(total, call.in_features // math.prod(call.convolution.kernel))
     return total
 
 
@@ -190,8 +192,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.mT, right)
 
 
-def _gram_of_lines(images: Tensor, convolution: Convolution) -> Tensor:
-    """Compute XᵀX of overlapping windows from images that are unfolded in all but one dimension.
+def _products_of_lines(images: Tensor, convolution: Convolution) -> Tensor:
+    """Multiply each image row with itself and those below it; sum what each kernel row meets.
 
     Kernel rows a ≤ b meet the image rows s·y + a and s·y + b at output line y. So it is enough to
     multiply each image row with the rows below it, once, and to sum the right ones: 2/7 of the
@@ -201,6 +203,10 @@ def _gram_of_lines(images: Tensor, convolution: Convolution) -> Tensor:
     Args:
         images: (batch, channels, *space), padded.
         convolution: its geometry, of one group, without dilation in the first dimension.
+
+    Returns:
+        (kernel rows, n, kernel rows × n): for kernel row a, its products with a, a + 1, … and with
+        rows below the kernel; n features in a row.
 
     """
     height, stride = convolution.kernel[0], convolution.stride[0]
@@ -217,12 +223,15 @@ def _gram_of_lines(images: Tensor, convolution: Convolution) -> Tensor:
     windows = rows.flatten(0, 1).unfold(0, height * n, n)  # row i, and those below it
     products = _product(rows[:count].mT, windows[:count])
     wide = widest_dtype(images.device)
-    upper = [
-        F.pad(products[a::stride][:lines].sum(0, dtype=wide)[:, : (height - a) * n], (a * n, 0))
-        for a in range(height)
-    ]
+    return torch.stack([products[a::stride][:lines].sum(0, dtype=wide) for a in range(height)])
+
+
+def _joined_lines(sums: Tensor, channels: int) -> Tensor:
+    """Put what ``_products_of_lines`` returns in place: (1, channels × kernel, the same)."""
+    height, n, _ = sums.shape
+    upper = [F.pad(sums[a, :, : (height - a) * n], (a * n, 0)) for a in range(height)]
     # From (row, channel, rest of the kernel) to (channel, row, rest), as the weight has them.
-    sizes = (height, images.shape[1], n // images.shape[1])
+    sizes = (height, channels, n // channels)
     whole: Tensor = _mirrored(torch.cat(upper)).unflatten(1, sizes).unflatten(0, sizes)
     return whole.permute(1, 0, 2, 4, 3, 5).flatten(3).flatten(0, 2).unsqueeze(0)
 
