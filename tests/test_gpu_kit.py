@@ -26,8 +26,8 @@ def test_the_command_does_all_and_goes_on_where_it_stopped(
     settings = training.studies("", tmp_path, smoke=True)[0]
     longest = training.runs(settings, smoke=True)[-1]
     experiment = prepare(settings)
-    check_identity(settings.out, experiment, main=True)
-    assert not training.train(experiment, longest, settings.out, end=0.0)
+    check_identity(settings.out, experiment)
+    assert not training.train_one(experiment, longest, end=0.0)
     assert len(table.read(settings.out / "runs.jsonl")) == 1  # it stopped after an epoch
     try:
         assert run.main(command) == 0

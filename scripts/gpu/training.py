@@ -1,12 +1,11 @@
 """CIFAR-10 on a card: images, crops and flips lie there, and the table is that of ``compare``."""
 
-import io
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from tract_hub.studies import table
 from tract_hub.studies.compare import check_identity, finished, prepare
 from tract_hub.studies.models import logits_of
 from tract_hub.studies.settings import ORDINARY, RECIPES, Arm, Compare, Run
-from tract_hub.studies.train import EPOCH_SEED, Experiment, Training
+from tract_hub.studies.train import EPOCH_SEED, Experiment, Training, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
 TRACT = Arm(0.1)
@@ -81,48 +80,6 @@ class OnCard(Training):
         return torch.cat(right).cpu().numpy()
 
 
-def train(experiment: Experiment, run: Run, folder: Path, end: float) -> bool:
-    """Train a run from where it stopped; return whether it is done, which it is not out of time."""
-    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
-    saved = folder / "state" / f"{run.slug}.pt"
-    training = OnCard(experiment, run)
-    device, done = experiment.accelerator.device, 0
-    if saved.exists():
-        done = training.load(torch.load(saved, map_location=device, weights_only=True))
-    labels, longest = experiment.data.test.labels.numpy(), 0.0
-    for epoch in range(done + 1, run.epochs + 1):
-        began = time.monotonic()
-        loss, spent = training.epoch(epoch), time.monotonic() - began
-        correct = training.correct()
-        balanced = np.mean([correct[labels == c].mean() for c in np.unique(labels)])
-        row = dict(zip(table.RUN, run.key, strict=True)) | {
-            "study": experiment.study,
-            "loss": round(loss, 6) if math.isfinite(loss) else None,
-            "accuracy": round(float(correct.mean()), 6),
-            "balanced_accuracy": round(float(balanced), 6),
-            "seconds": round(spent, 4),
-            "correct": table.pack(correct),
-        }
-        # A diverged run does not come back: its remaining epochs are as this one.
-        last = epoch if math.isfinite(loss) else run.epochs
-        for row["epoch"] in range(epoch, last + 1):
-            table.append(folder / "runs.jsonl", {c: row[c] for c in table.COLUMNS})
-        if epoch > done + 1:  # the first one compiles
-            longest = max(longest, time.monotonic() - began)
-        stops = last == run.epochs or time.monotonic() + 2 * longest > end
-        if stops or epoch % SAVED_EVERY == 0:
-            buffer = io.BytesIO()
-            torch.save(training.state(epoch), buffer)
-            table.write_atomically(saved, buffer.getvalue())
-        if stops:
-            break
-    experiment.accelerator.free_memory()
-    if last == run.epochs:
-        saved.unlink(missing_ok=True)
-    print(f"{experiment.study}, {run.slug}, epoch {epoch}: {row['accuracy']:.2%}", flush=True)
-    return last == run.epochs
-
-
 def train_all(settings: Compare, smoke: bool, end: float) -> bool:
     """Train what is not trained yet; return whether all is."""
     folder = settings.out
@@ -130,8 +87,20 @@ def train_all(settings: Compare, smoke: bool, end: float) -> bool:
     if not left or time.monotonic() > end:
         return not left
     experiment = prepare(settings)
-    check_identity(folder, experiment, True)
-    return all(time.monotonic() < end and train(experiment, run, folder, end) for run in left)
+    check_identity(folder, experiment)
+    return all(time.monotonic() < end and train_one(experiment, run, end) for run in left)
+
+
+def train_one(experiment: Experiment, run: Run, end: float) -> bool:
+    """Train a run from where it stopped; return whether it is done, which it is not out of time."""
+    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
+
+    def after(row: dict[str, Any]) -> bool:
+        if row["epoch"] == row["epochs"]:
+            print(f"{experiment.study}, {run.slug}: {row['accuracy']:.2%}", flush=True)
+        return time.monotonic() + 2 * row["seconds"] > end
+
+    return train(OnCard(experiment, run), experiment.settings.out, after, SAVED_EVERY)
 
 
 def tables(settings: Compare, smoke: bool) -> Iterator[str]:
