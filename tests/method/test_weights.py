@@ -186,13 +186,19 @@ def test_a_named_layer_brings_the_one_that_has_its_weight_too(stems: list[str]) 
     assert torch.equal(named.stem.weight.grad, found.stem.weight.grad)
 
 
-def test_a_named_layer_whose_weight_something_else_has_is_refused() -> None:
-    model = Siamese()
-    model.right = nn.ConvTranspose2d(4, 3, 3)
-    model.right.weight = model.stem.weight
-    with pytest.raises(tract_hub.UnsupportedStemError, match="'right' too"):
-        tract_hub.enable(model, stems=["stem"])
-    assert tract_hub.status(model) == ()
+def test_the_use_of_a_weight_that_is_no_first_layer_keeps_its_ordinary_gradient() -> None:
+    """As in an autoencoder with tied weights: the decoder's use of the kernel is left alone."""
+    torch.manual_seed(0)
+    stem, decoder = nn.Conv2d(3, 4, 3).double(), nn.ConvTranspose2d(4, 3, 3).double()
+    x, untied = torch.randn(4, 3, 9, 9).double(), copy.deepcopy((stem, decoder))
+    untied[1].weight.data.copy_(untied[0].weight)
+    nn.Sequential(*untied)(x).square().sum().backward()
+    raw = untied[0].weight.grad
+    expected = closed_form(raw, conv_rows(x, raw), 0.1) + untied[1].weight.grad
+    decoder.weight = stem.weight
+    model = tract_hub.enable(nn.Sequential(stem, decoder), stems=["0"])
+    model(x).square().sum().backward()
+    assert relative_error(stem.weight.grad, expected) < 1e-11
 
 
 @pytest.fixture
