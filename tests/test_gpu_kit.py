@@ -19,6 +19,7 @@ def test_the_command_does_all_and_goes_on_where_it_stopped(
 ) -> None:
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests train in this process
     monkeypatch.syspath_prepend(SCRIPTS)
     run = pytest.importorskip("run")
     training = sys.modules["training"]

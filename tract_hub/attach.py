@@ -147,8 +147,8 @@ def enable(
     frozen = [all(forward.frozen for forward in attached[stem.weight_name]) for stem in found]
     for stem, each, is_frozen in zip(found, settings, frozen, strict=True):
         _report(stem, each, is_frozen)
-    if any(frozen):
-        _warn_of_frozen([stem for stem, is_frozen in zip(found, frozen, strict=True) if is_frozen])
+    if all(frozen):  # one of several is often meant: a momentum encoder, what LoRA adapts
+        _warn_of_frozen(found)
     if stems is None:
         _report_siblings(model, found)
     return model
@@ -310,8 +310,8 @@ def _report(stem: Stem, settings: Settings, frozen: bool) -> None:
 def _warn_of_frozen(stems: Sequence[Stem]) -> None:
     names = ", ".join(repr(stem.weight_name) for stem in stems)
     warnings.warn(
-        f"{names} is frozen, so TrAct does nothing there: unfreeze it (requires_grad_(True)) if "
-        "you want to train it; a momentum encoder is meant to be frozen",
+        f"{names} is frozen, so TrAct does nothing: unfreeze it (requires_grad_(True)) if you "
+        "want to train the first layer",
         TractWarning,
         stacklevel=3,
     )

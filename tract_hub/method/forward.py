@@ -217,7 +217,7 @@ class StemForward(StandIn):
                 raise TractError(OPACUS)
             self._watch()
         if not self.module.training:
-            self._last = "bypassed"
+            self._note("bypassed")
             return self.run(args, kwargs)
         with _ReadCalls(self):
             return self.run(args, kwargs)
@@ -234,7 +234,7 @@ class StemForward(StandIn):
         """
         weight = call.weight
         if not torch.is_grad_enabled():  # in an autograd function with a backward of its own
-            self._last = ""
+            self._note("")
             return func(*args, **kwargs)
         if not (weight.requires_grad or in_transform()):
             return func(*args, **kwargs)
@@ -254,7 +254,8 @@ class StemForward(StandIn):
                 gated = gate_weight(laid_out, call, use)
             if transposed and not by_output:
                 gated = gated.mT
-        self.used, self._last = True, "applied"
+        self.used = True
+        self._note("applied")
         args, kwargs = with_weight(gated, args, kwargs)
         output = func(*args, **kwargs)
         if by_output:
@@ -319,8 +320,14 @@ class StemForward(StandIn):
             self._warned.add(kind)
             warnings.warn(message, TractWarning, stacklevel=4)
 
+    def _note(self, what: str) -> None:
+        """Note what the last forward with gradients did, once for all modules of a weight."""
+        (self if self.first is None else self.first)._last = what
+
     def _watch(self, weights: Iterable[Tensor] | None = None) -> None:
         """Have autograd say when the weight gets a gradient, to report one that passed TrAct by."""
+        if self.first is not None:
+            return
         for weight in self.weights() if weights is None else weights:
             watched = self._watched.get(id(weight))
             if watched is not None and watched[0]() is weight:
@@ -347,7 +354,7 @@ class StemForward(StandIn):
     def _begin(self) -> None:
         """Set what a copy does not share."""
         self.used = False
-        self._last = ""  # what the last forward with gradients did: "applied" or "bypassed"
+        self._last = ""  # "applied", "bypassed", or nothing yet, see _note
         self._warned: set[str] = set()
         self._watched: dict[int, tuple[Any, Any]] = {}
         self._accumulator: Accumulator | None = None
