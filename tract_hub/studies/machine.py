@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("tract-hub", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
+import tract_hub
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results may depend on, of those installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "tract-hub": tract_hub.__version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)
