@@ -168,6 +168,28 @@ def test_a_step_that_runs_the_backward_itself_is_refused_once_it_used_the_gradie
     assert relative_error(model[0].weight.grad, expected(model, x)) < 1e-11
 
 
+@pytest.mark.parametrize("zeroes", [True, False])
+def test_the_step_of_an_optimizer_that_is_not_torchs_is_not_passed_over(
+    model, x: Tensor, zeroes: bool
+) -> None:
+    def step() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.01 * parameter.grad
+        model.zero_grad(set_to_none=zeroes)
+
+    backward(model, x)
+    step()  # as fastai's, which no hook of torch sees
+    with pytest.raises(tract_hub.TractError, match=r"tract_hub.finish\(model\)"):
+        backward(model, x)
+    model.zero_grad()
+    for _ in range(2):
+        backward(model, x, 2)
+        wanted = expected(model, x)
+        assert_step(model, wanted)
+        step()
+
+
 def test_what_cannot_be_summed_is_refused(model, x: Tensor) -> None:
     parameters = dict(model.named_parameters())
     with pytest.raises(tract_hub.TractError, match=r"torch\.func.*scope='local'"):

@@ -67,6 +67,7 @@ class Accumulator:
         self.transposed = False  # whether the weight is (n, out), as that of a matmul
         self._seen = -1  # the version of .grad that the last backward left
         self._at_rest: weakref.ref[nn.Parameter] | None = None
+        self._weight_version = 0  # of the weight when the first rows of the step were added
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -75,6 +76,7 @@ class Accumulator:
 
     def add(self, call: LinearCall, operands: torch.dtype | None) -> None:
         """Add the rows of one call, in its backward."""
+        self._refuse_unfinished_step()
         if self._was_discarded():
             self.clear()
         dtype = product_dtype(call.input, operands)
@@ -127,6 +129,21 @@ class Accumulator:
             if parameter.grad is None:
                 importlib.import_module("deepspeed.utils").safe_set_full_grad(parameter, gradient)
         self.clear()
+
+    def _refuse_unfinished_step(self) -> None:
+        """Tell an optimizer that is not torch's, as fastai's, and has made a step without rows."""
+        parameter = self.parameter
+        if self._at_rest is None or self._at_rest() is not parameter:
+            return
+        if self.rows and parameter._version != self._weight_version:
+            self.clear()
+            raise TractError(
+                f"{self.weight_name!r} was changed by its ordinary gradient: torch's hooks do not "
+                "see the step of this optimizer. Call tract_hub.finish(model) after the last "
+                "backward of each step, or pass scope='local'"
+            )
+        if not self.rows:
+            self._weight_version = parameter._version
 
     def _was_discarded(self) -> bool:
         """Whether the gradient that belongs to the sums was zeroed, as after a skipped step."""
