@@ -56,7 +56,7 @@ class Moment:
     @property
     def trace(self) -> Tensor:
         """(groups, 1, 1): n times the mean square of the input."""
-        return self.sums.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / self.rows
+        return _trace(self.sums) / self.rows
 
     @property
     def rounding(self) -> Tensor:
@@ -65,17 +65,20 @@ class Moment:
 
     def damped(self, settings: Settings) -> tuple[Tensor, Tensor]:
         """Return XᵀX / rows + λI, and its λ, (groups, 1, 1), raised to the rounding errors."""
-        damping = damping_of(self.trace, self.sums.shape[-1], settings)
-        damping = torch.maximum(damping, self.rounding)
+        damping = damping_of(self.trace, self.sums.shape[-1], settings, self.eps)
         return _add_to_diagonal(self.sums / self.rows, damping), damping
 
 
-def damping_of(trace: Tensor, features: int, settings: Settings) -> Tensor:
-    """Return λ, in the shape of ``trace``: absolute, or relative to the mean square trace / n."""
-    if settings.damping == "absolute":
-        return torch.full_like(trace, settings.lam)
-    relative = settings.lam * trace / features
-    return relative + (relative == 0)  # an input of zeros has a gradient of zeros, not 0 / 0
+def damping_of(trace: Tensor, features: int, settings: Settings, eps: float = 0.0) -> Tensor:
+    """Return λ, in the shape of ``trace``: absolute, or relative to the mean square trace / n.
+
+    It is raised to the rounding errors of products with the rounding unit ``eps``.
+    """
+    damping = torch.full_like(trace, settings.lam)
+    if settings.damping == "relative":
+        damping = damping * trace / features
+        damping = damping + (damping == 0)  # zeros have a gradient of zeros, not 0 / 0
+    return torch.maximum(damping, ROUNDING * eps * trace)
 
 
 def moment_of(call: LinearCall, settings: Settings, operands: torch.dtype | None = None) -> Moment:
@@ -178,11 +181,10 @@ def dual_gradient(
         delta = delta.reshape(rows, groups, -1).transpose(0, 1)
         exact = torch.float64 if has_fast_float64(x.device) else wide
         kernel = gram_of_rows(x.mT.to(exact)) / rows  # XXᵀ
-        trace = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        trace = _trace(kernel)
         if observe is not None:
             observe(trace.flatten() / call.in_features)
-        damping = damping_of(trace, call.in_features, settings)
-        damping = torch.maximum(damping, ROUNDING * torch.finfo(exact).eps * trace)
+        damping = damping_of(trace, call.in_features, settings, torch.finfo(exact).eps)
         factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(kernel, damping))
         # LAPACK's solve takes five times as long for the 64 × 64 matrix of an MLP's batch.
         inverse = torch.cholesky_inverse(factor) + _poison(damping, info)
@@ -199,13 +201,17 @@ def _woodbury(gradient: Tensor, call: LinearCall, settings: Settings) -> Tensor:
         x = unfolded(call, wide)
         ordinary = gradient.reshape(groups, -1, features).to(wide)
         kernel = x @ x.mT
-        trace = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / rows
-        damping = damping_of(trace, features, settings)
-        damping = torch.maximum(damping, ROUNDING * torch.finfo(wide).eps * trace)
+        trace = _trace(kernel) / rows
+        damping = damping_of(trace, features, settings, torch.finfo(wide).eps)
         factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(kernel, rows * damping))
         seen = torch.cholesky_solve(x @ ordinary.mT, factor).mT @ x
         corrected = (ordinary - seen) / damping + _poison(damping + trace, info)
     return corrected.reshape(gradient.shape).to(gradient.dtype)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    """(groups, n, n) → (groups, 1, 1)."""
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
 
 
 def _add_to_diagonal(matrix: Tensor, damping: Tensor) -> Tensor:
