@@ -74,11 +74,10 @@ def damping_of(trace: Tensor, features: int, settings: Settings, eps: float = 0.
 
     It is raised to the rounding errors of products with the rounding unit ``eps``.
     """
-    damping = torch.full_like(trace, settings.lam)
-    if settings.damping == "relative":
-        damping = damping * trace / features
-        damping = damping + (damping == 0)  # zeros have a gradient of zeros, not 0 / 0
-    return torch.maximum(damping, ROUNDING * eps * trace)
+    if settings.damping == "absolute":
+        return (ROUNDING * eps * trace).clamp_min(settings.lam)
+    damping = max(settings.lam / features, ROUNDING * eps) * trace
+    return damping + (damping == 0)  # zeros have a gradient of zeros, not 0 / 0
 
 
 def moment_of(call: LinearCall, settings: Settings, operands: torch.dtype | None = None) -> Moment:

@@ -166,6 +166,9 @@ def gram_of_rows(rows: Tensor) -> Tensor:
         # (groups, 1, n): what to add to row i and column j for their cross terms and half of m².
         cross = _summed_blocks(means, blocks) + _summed_blocks(means, means) / 2
     panel = PANEL if rows.device.type == "cpu" else features
+    if cross is None and features <= panel:
+        gram = _summed_blocks(blocks, blocks)
+        return gram[:, : features - spare, : features - spare]
     gram = rows.new_empty((len(rows), features, features), dtype=widest_dtype(rows.device))
     for first in range(0, features, panel):
         last = min(first + panel, features)

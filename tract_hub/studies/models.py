@@ -67,9 +67,9 @@ def _vit(**options: Any) -> nn.Module:
 
 
 OWN: dict[str, Callable[..., nn.Module]] = {
-    "narrow-resnet18": partial(_resnet, 20),
-    "narrow-resnet18-bare": partial(_resnet, 20, norm_in_front=False),
-    "resnet18-small-images": partial(_resnet, 64),
+    "narrow-resnet18": partial(_resnet, width=20),
+    "narrow-resnet18-bare": partial(_resnet, width=20, norm_in_front=False),
+    "resnet18-small-images": partial(_resnet, width=64),
     "small-vit": _vit,
     "conv-vit": partial(_vit, embed_layer=ConvStem),
     "cifar-vit": partial(_vit, embed_dim=384, depth=7, num_heads=12),
