@@ -28,7 +28,7 @@ from tract_hub.studies.models import (
     usual_recipe,
 )
 from tract_hub.studies.page import write_page
-from tract_hub.studies.picture import draw
+from tract_hub.studies.picture import draw, draw_lengths
 from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
 from tract_hub.studies.train import Experiment, Training, interleave, make_accelerator, train
 from tract_hub.studies.verdict import Study, outcomes, summary
@@ -393,6 +393,9 @@ def answer(
     facts = [*opening(experiment), *rates, f"on {machine()}"]
     page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
     files = {"compare.png": picture, "table.csv": lines.to_csv(index=False), "report.html": page}
+    if len(chosen) > 1:
+        arms = list(dict.fromkeys(arm.name for arm in settings.arms()))
+        files["lengths.png"] = draw_lengths(rows, study, arms, title(experiment))
     for name, content in files.items():
         table.write_atomically(folder / name, content)
     say("", *(one.sentence for one in found), "")

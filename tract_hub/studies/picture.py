@@ -1,4 +1,4 @@
-"""The picture of a comparison: curves, paired difference, and speed, under the verdict."""
+"""The pictures of a comparison: curves, paired difference and speed under the verdict; lengths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
 from tract_hub.studies.verdict import Curves, Outcome, Study, curves, paired
 
@@ -33,9 +36,6 @@ def draw(
         A PNG.
 
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     shown = [one for one in found if one.epochs == one.against == epochs]
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -68,6 +68,49 @@ def draw(
         axes.title.set_fontsize(10)
     verdict = textwrap.fill(shown[0].sentence if shown else "", 150)
     figure.suptitle(f"{title}\n{verdict}", fontsize=11, x=0.01, ha="left")
+    return _png(figure)
+
+
+def draw_lengths(rows: pd.DataFrame, study: Study, arms: Sequence[str], title: str) -> bytes:
+    """Draw the final accuracy against the length of training; bars are 95 % over the seeds.
+
+    Args:
+        rows: of the table.
+        study: what they were made with.
+        arms: names of the arms, ordinary training first.
+        title: names model and data as they are.
+
+    Returns:
+        A PNG.
+
+    """
+    figure = Figure(figsize=(6.5, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for arm, colour in zip(arms, (ORDINARY_COLOUR, *ARM_COLOURS), strict=False):
+        final = {}
+        for epochs, lr in study.lr.items():
+            mine = (rows["arm"] == arm) & (rows["epochs"] == epochs) & (rows["lr"] == lr)
+            runs = curves(rows[mine], study.metric, len(study.labels))
+            if runs.seeds:
+                final[epochs] = 100 * runs.accuracy[:, -1]
+        means = [values.mean() for values in final.values()]
+        halves = [
+            stats.t.ppf(0.975, len(v) - 1) * stats.sem(v) if len(v) > 1 else 0.0
+            for v in final.values()
+        ]
+        axes.errorbar(list(final), means, halves, color=colour, label=arm, marker="o", capsize=3)
+    axes.set_xscale("log")
+    axes.set_xticks(list(study.lr), [str(epochs) for epochs in study.lr], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("epochs of training, each with its own schedule")
+    axes.set_ylabel(f"final {study.metric.replace('_', ' ')}, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title(textwrap.fill(title, 80), fontsize=10, loc="left")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
