@@ -549,8 +549,8 @@ def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:
     """Whether the stem's module is still at its place, or it or a copy in a wrapper there."""
     found = model
     for part in name.split(".") if name else ():
-        below = found._modules.get(part)
-        if below is None:  # perhaps in a wrapper of a module above
+        below = getattr(found, part, None)
+        if not isinstance(below, nn.Module):  # perhaps in a wrapper of a module above
             break
         found = below
     # peft's modules_to_save trains a copy; its LoRA freezes the layer and trains another beside it.
@@ -605,13 +605,13 @@ def _is_tracing() -> bool:
 
 def _lookup(module: nn.Module, name: str) -> Tensor | None:
     """Return the tensor that stands under a parameter's name now, or None."""
-    *path, last = name.split(".")
-    holder: nn.Module | None = module
-    for part in path:
-        holder = None if holder is None else holder._modules.get(part)
-    if holder is None:
+    path, _, last = name.rpartition(".")
+    try:
+        holder = module.get_submodule(path)
+    except AttributeError:
         return None
-    found = holder._parameters.get(last)
+    # Not getattr(holder, last): a parametrized weight would be computed on being read.
+    found = dict(holder.named_parameters(recurse=False, remove_duplicate=False)).get(last)
     return holder.__dict__.get(last) if found is None else found
 
 
