@@ -55,7 +55,7 @@ TIMM = (
 )
 YAML = (
     "-c {root}/scripts/timm/YAML.yaml --data-dir {images} --output {out} --device cpu -b 4 "
-    "--dataset folder --num-classes 6 --workers 1 --no-prefetcher --img-size 64 --no-pretrained "
+    "--dataset folder --num-classes 6 --workers 1 --no-prefetcher --img-size 64 "
     "--model test_MODEL --opt sgd --lr 0.1 --mixup 0 --cutmix 0 --drop-path 0"
 )
 HF = (
@@ -86,7 +86,6 @@ PUBLISHED: dict[str, tuple[str, str]] = {
             ("resnet50", "resnet"),
             ("deit3-small", "vit --img-size 160"),
             ("deit3-base", "vit --img-size 160"),
-            ("finetune", "vit --img-size 160"),
             ("cifar100", "resnet"),
         )
     },

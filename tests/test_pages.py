@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_every_figure_stands_in_the_result_file_that_its_block_names(
     figures = FIGURE.findall(text)
     assert figures
     assert [figure for figure in figures if figure not in FIGURE.findall(result)] == []
+
+
+def test_the_page_of_comparisons_shows_what_their_tables_hold() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "studies" / "evidence.py"))
+    page = (ROOT / "docs" / "results" / "studies.md").read_text(encoding="utf-8")
+    written = "".join(map(script["section"], script["STUDIES"]))
+    assert written
+    assert page.partition("<!-- comparisons -->\n")[2] == written
 
 
 def test_the_readme_shows_what_to_add_to_a_script(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from tests.studies.conftest import SMALL
@@ -68,6 +69,9 @@ def test_lengths_rates_and_arms(tmp_path, capsys):
         (arm, 1) for arm in ("TrAct λ=0.1", "TrAct λ=0.1 rescaled", "ordinary, first layer lr ×3")
     }
     assert "against 2 of ordinary training" in capsys.readouterr().out
+    assert (tmp_path / "lengths.png").stat().st_size > 10_000
+    verdicts = pd.read_csv(tmp_path / "table.csv")["verdict"]
+    assert verdicts.str.endswith(".").all()
 
 
 def test_a_diverged_training_ends_and_is_told(tmp_path, capsys):

@@ -264,7 +264,7 @@ def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, f
     }
     experiment.accelerator.free_memory()
     if experiment.accelerator.is_main_process:
-        content = {"seconds": seconds, "ratios": ratios, "rounds": TIMED_ROUNDS}
+        content = {"seconds": seconds, "ratios": ratios, "machine": machine()}
         table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
     return seconds, ratios
 
@@ -392,7 +392,8 @@ def answer(
     picture = draw(rows, study, found, title(experiment), longest_first[0])
     facts = [*opening(experiment), *rates, f"on {machine()}"]
     page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
-    files = {"compare.png": picture, "table.csv": lines.to_csv(index=False), "report.html": page}
+    csv = lines.assign(verdict=[one.sentence for one in found]).to_csv(index=False)
+    files = {"compare.png": picture, "table.csv": csv, "report.html": page}
     if len(chosen) > 1:
         arms = list(dict.fromkeys(arm.name for arm in settings.arms()))
         files["lengths.png"] = draw_lengths(rows, study, arms, title(experiment))

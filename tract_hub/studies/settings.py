@@ -110,7 +110,7 @@ class Compare:
     max_test: int | None = None
     """At most so many test images."""
     lam: tuple[float, ...] = (0.1,)
-    """λ of TrAct. Each is trained and compared; the verdict is about the first."""
+    """λ of TrAct, several by spaces. Each is compared; the verdict is about the first."""
     damping: tuple[Damping, ...] = ("absolute",)
     """absolute: λ itself; relative: λ times the mean square of the first layer's input."""
     rescaled: bool = False
