@@ -26,12 +26,7 @@ COLUMNS = ["study", *RUN, "epoch", "loss", "accuracy", "balanced_accuracy", "sec
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, whole or not at all; several processes may append to one file.
-
-    Raises:
-        StudyError: the file cannot be written; the rows before are there still.
-
-    """
+    """Add a row, whole or not at all; several processes may append to one file."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,16 +40,21 @@ def append(path: Path, row: dict[str, Any]) -> None:
         raise _unwritable(path, error) from error
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Return the rows, each epoch of a run once.
-
-    An interrupted run may have trained its last epoch again: the later row stands.
-    """
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of any file of JSON lines; of none, if it is not there."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError):  # half a line of a killed process
             rows.append(json.loads(line))
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    return rows
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the table, each epoch of a run once.
+
+    An interrupted run may have trained its last epoch again: the later row stands.
+    """
+    table = pd.DataFrame(rows_of(path), columns=COLUMNS)
     table = table.drop_duplicates([*RUN, "epoch"], keep="last")
     return table.astype({"loss": float}).sort_values([*RUN, "epoch"], ignore_index=True)
 
@@ -77,12 +77,7 @@ def unpack_labels(text: str) -> npt.NDArray[np.uint16]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, never sees half of it; make its folder.
-
-    Raises:
-        StudyError: it cannot be written; what was there before is there still.
-
-    """
+    """Write a file so that a reader, or a crash, never sees half of it; make its folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
