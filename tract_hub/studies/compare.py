@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tract_hub.errors import ModelError, SettingsError, first_line
@@ -30,11 +31,12 @@ from tract_hub.studies.models import (
 from tract_hub.studies.page import write_page
 from tract_hub.studies.picture import draw, draw_lengths
 from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
-from tract_hub.studies.train import Experiment, Training, interleave, make_accelerator, train
+from tract_hub.studies.timing import ratios, take_turns
+from tract_hub.studies.train import Experiment, Training, make_accelerator, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
-TIMED_ROUNDS = 15
-"""Rounds of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
+TIMED_TURNS = 15
+"""Turns of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
 BLOWN_UP = 2
 """Times the images' own side from which on resizing is warned of."""
 
@@ -55,19 +57,19 @@ def compare(settings: Compare) -> None:
     settings, main = experiment.settings, experiment.accelerator.is_main_process
     folder = settings.folder()
     check_identity(folder, experiment)
-    step, ratios = step_times(experiment, folder)
+    step, step_ratios = step_times(experiment, folder)
     grid, arms = planned(settings)
     done = finished(folder)
     left = sum(run.epochs for run in {*grid, *arms} if run.key not in done)
     if main and left:
-        say(*estimate(experiment, left, step, ratios))
+        say(*estimate(experiment, left, step, step_ratios))
     progress = Progress(left, main)
     train_all(experiment, grid, folder, progress)
     chosen = choose_lr(folder, experiment)
     train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
     progress.close()
     if main:
-        answer(experiment, folder, chosen, ratios)
+        answer(experiment, folder, chosen, step_ratios)
 
 
 def say(*lines: str) -> None:
@@ -245,53 +247,42 @@ def check_identity(folder: Path, experiment: Experiment) -> None:
 
 
 def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, float]]:
-    """Return seconds of an ordinary training step, and the arms' as ratios; measured once.
-
-    All arms take their steps in turns, so that the ratio holds on a machine that does other work.
-    """
+    """Return seconds of an ordinary training step, and the arms' as ratios; measured once."""
     path = folder / "timing.json"
     arms = [arm for arm in experiment.settings.arms() if not arm.rescaled]
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if {arm.name for arm in arms} <= set(known["ratios"]):
             return known["seconds"], known["ratios"]
-    steps = [first_step(experiment, arm) for arm in arms]
-    rounds = list(interleave(steps, TIMED_ROUNDS + 2))[2:]
-    seconds = statistics.median(times[0] for times in rounds)
-    ratios = {
-        arm.name: statistics.median(times[i] / times[0] for times in rounds)
-        for i, arm in enumerate(arms)
-    }
+    steps = {arm.name: first_step(experiment, arm) for arm in arms}
+    turns = take_turns(steps, experiment.accelerator.device, most=TIMED_TURNS + 2)[2:]
+    seconds = statistics.median(turn[ORDINARY.name] for turn in turns)
+    by_arm = {name: statistics.median(ratios(turns, name)) for name in steps}
     experiment.accelerator.free_memory()
     if experiment.accelerator.is_main_process:
-        content = {"seconds": seconds, "ratios": ratios, "rounds": TIMED_ROUNDS}
+        content = {"seconds": seconds, "ratios": by_arm, "turns": TIMED_TURNS}
         table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
-    return seconds, ratios
+    return seconds, by_arm
 
 
-def first_step(experiment: Experiment, arm: Arm) -> Callable[[], float]:
-    """Return what takes an arm's first step again and again, and returns its seconds."""
+def first_step(experiment: Experiment, arm: Arm) -> Callable[[], Tensor]:
+    """Return what takes an arm's first step again and again."""
     training = Training(experiment, Run(arm, 1, 1e-6, 0))
     training.images.draw(0)
     images, labels = next(iter(training.train))
-    images = experiment.to_model(images)
-
-    def timed() -> float:
-        training.model.train()
-        began = time.perf_counter()
-        float(training.step(images, labels))
-        return time.perf_counter() - began
-
-    return timed
+    training.model.train()
+    return partial(training.step, experiment.to_model(images), labels)
 
 
 def estimate(
-    experiment: Experiment, epochs: int, step: float, ratios: dict[str, float]
+    experiment: Experiment, epochs: int, step: float, step_ratios: dict[str, float]
 ) -> list[str]:
     """Say how long the epochs that are left will take; a forward is taken for a third of a step."""
     data = experiment.data
     steps = (len(data.train) + len(data.test) / 3) / experiment.settings.batch_size
-    costs = [f"{name} {ratio:.3f}" for name, ratio in ratios.items() if name.startswith("TrAct")]
+    costs = [
+        f"{name} {ratio:.3f}" for name, ratio in step_ratios.items() if name.startswith("TrAct")
+    ]
     shown = f"; over an ordinary one: {', '.join(costs)}" if costs else ""
     return [
         f"  step {1000 * step:.0f} ms{shown}",
@@ -363,24 +354,16 @@ def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
 
 
 def answer(
-    experiment: Experiment, folder: Path, chosen: dict[int, float], ratios: dict[str, float]
+    experiment: Experiment, folder: Path, chosen: dict[int, float], step_ratios: dict[str, float]
 ) -> None:
-    """Print the verdict first, and write it with picture and table.
-
-    Args:
-        experiment: what was compared.
-        folder: of the results.
-        chosen: learning rate by length.
-        ratios: seconds of a step over those of an ordinary one, by arm.
-
-    """
+    """Print the verdict first, and write it with picture and table; rates are chosen by length."""
     settings = experiment.settings
     rows = table.read(folder / "runs.jsonl")
     rows = rows[rows["seed"].isin(settings.seed_range())]
     study = Study(experiment.metric, experiment.data.test.labels.numpy(), chosen)
     longest_first = sorted(settings.epochs, reverse=True)
     pairs = [(arm.name, n) for n in longest_first for arm in settings.arms() if arm != ORDINARY]
-    found = outcomes(rows, study, pairs, ratios)
+    found = outcomes(rows, study, pairs, step_ratios)
     rates = []
     if len(settings.lr) > 1:
         grid = final_by_lr(folder, experiment).unstack("lr").round(4)
@@ -389,7 +372,7 @@ def answer(
     if not found:
         return
     lines = summary(found)
-    picture = draw(rows, study, found, title(experiment), longest_first[0])
+    picture = draw(study, found, title(experiment), longest_first[0])
     facts = [*opening(experiment), *rates, f"on {machine()}"]
     page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
     files = {"compare.png": picture, "table.csv": lines.to_csv(index=False), "report.html": page}

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,18 +93,6 @@ class Step:
         if self.optimizer is not None:
             self.optimizer.step()
         return loss.detach()
-
-
-def interleave(timers: Sequence[Callable[[], float]], rounds: int) -> Iterator[list[float]]:
-    """Yield the times of each round, in the order of the timers.
-
-    Timers take turns, backwards in every second round, so that a change in the machine's load
-    meets all of them.
-    """
-    for number in range(rounds):
-        order = list(enumerate(timers))
-        times = {i: timer() for i, timer in (order if number % 2 == 0 else order[::-1])}
-        yield [times[i] for i in range(len(timers))]
 
 
 class Rescaled:
