@@ -21,13 +21,7 @@ from tract_hub.errors import ModelError, SettingsError, first_line
 from tract_hub.studies import table
 from tract_hub.studies.data import ImageData, fit, load_images
 from tract_hub.studies.machine import machine
-from tract_hub.studies.models import (
-    build_model,
-    logits_of,
-    own_size,
-    parsed_arguments,
-    usual_recipe,
-)
+from tract_hub.studies.models import build_classifier, logits_of, own_size, usual_recipe
 from tract_hub.studies.page import write_page
 from tract_hub.studies.picture import draw, draw_lengths
 from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
@@ -42,15 +36,7 @@ BLOWN_UP = 2
 
 
 def compare(settings: Compare) -> None:
-    """Train what is not trained yet, and answer.
-
-    Args:
-        settings: of the command line.
-
-    Raises:
-        StudyError: data, model or settings do not fit; the message says what to change.
-
-    """
+    """Train what is not trained yet, and answer."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     experiment = prepare(settings)
@@ -62,12 +48,12 @@ def compare(settings: Compare) -> None:
     done = finished(folder)
     left = sum(run.epochs for run in {*grid, *arms} if run.key not in done)
     if main and left:
-        say(*estimate(experiment, left, step, step_ratios))
+        say(estimate(experiment, left, step, step_ratios))
     progress = Progress(left, main)
     train_all(experiment, grid, folder, progress)
     chosen = choose_lr(folder, experiment)
     train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
-    progress.close()
+    progress.bar.close()
     if main:
         answer(experiment, folder, chosen, step_ratios)
 
@@ -90,7 +76,7 @@ class Progress:
     def __init__(self, total: int, shown: bool) -> None:
         self.total, self.done, self.shown = total, 0, shown
         self.began = time.perf_counter()
-        self.bar = tqdm(total=total, unit="epoch") if shown and sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, unit="epoch", disable=not (shown and sys.stderr.isatty()))
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Note an epoch's row."""
@@ -99,27 +85,16 @@ class Progress:
             f"{row['arm']}, lr {row['lr']:g}, seed {row['seed']}, epoch {row['epoch']} of "
             f"{row['epochs']}: accuracy {row['accuracy']:.1%}"
         )
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update()
-        elif self.shown:
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        if self.shown and self.bar.disable:
             each = (time.perf_counter() - self.began) / self.done
             left = in_time(each * max(0, self.total - self.done))
             say(f"{text} ({self.done} of {self.total}, {left} left)")
 
-    def close(self) -> None:
-        """Take the bar off."""
-        if self.bar is not None:
-            self.bar.close()
-
 
 def prepare(settings: Compare) -> Experiment:
-    """Open the data, find the image size that the model takes, and fill in the recipe.
-
-    Raises:
-        StudyError: they do not fit.
-
-    """
+    """Open the data, find the image size that the model takes, and fill in the recipe."""
     accelerator = make_accelerator(settings.device, settings.precision)
     data = load_images(settings.data, settings.channels, settings.max_train, settings.max_test)
     model, size = fitted_model(settings, data)
@@ -132,24 +107,12 @@ def prepare(settings: Compare) -> Experiment:
 
 
 def fitted_model(settings: Compare, data: ImageData) -> tuple[nn.Module, int]:
-    """Return a model and an image size that it runs at: the images' own, else the model's.
-
-    Raises:
-        ModelError: there is none.
-
-    """
+    """Return a model and an image size that it runs at: the images' own, else the model's."""
     sizes = [settings.image_size] if settings.image_size else [data.native_size, None]
     problem = ModelError("")
     for size in dict.fromkeys(sizes):
         try:
-            model = build_model(
-                settings.model,
-                classes=data.classes,
-                channels=data.channels,
-                image_size=size,
-                pretrained=settings.pretrained,
-                arguments=parsed_arguments(settings.model_arg),
-            )
+            model = build_classifier(settings, data, size)
             side = size or own_size(model)
             if side is None:
                 raise ModelError(f"{settings.model} does not say its image size: --image-size")
@@ -161,21 +124,15 @@ def fitted_model(settings: Compare, data: ImageData) -> tuple[nn.Module, int]:
 
 
 def check_output(model: nn.Module, name: str, data: ImageData, size: int) -> None:
-    """Run two blank images through a model.
-
-    Raises:
-        ModelError: it does not take them, or gives no score for each class.
-
-    """
+    """Run two blank images through a model, which has to give a score for each class."""
     try:
         with torch.no_grad():
-            found = tuple(logits_of(model(torch.zeros(2, data.channels, size, size))).shape)
-    except ModelError:
-        raise
+            output = model(torch.zeros(2, data.channels, size, size))
     except Exception as error:  # anybody's forward
         shape = f"{data.channels} × {size} × {size}"
         said = first_line(error)
         raise ModelError(f"{name} does not run on images of {shape}: {said}") from error
+    found = tuple(logits_of(output).shape)
     if found != (2, len(data.classes)):
         raise ModelError(
             f"{name} gives {found} for two images, not {(2, len(data.classes))}: it is no image "
@@ -218,12 +175,7 @@ def title(experiment: Experiment) -> str:
 
 
 def check_identity(folder: Path, experiment: Experiment) -> None:
-    """Note what all runs of a folder share, or refuse a folder of other ones.
-
-    Raises:
-        SettingsError: its runs were made with other settings or data.
-
-    """
+    """Note what all runs of a folder share, or refuse a folder of other ones."""
     data, path = experiment.data, folder / "study.json"
     mine: dict[str, Any] = {
         "study": experiment.study,
@@ -276,19 +228,14 @@ def first_step(experiment: Experiment, arm: Arm) -> Callable[[], Tensor]:
 
 def estimate(
     experiment: Experiment, epochs: int, step: float, step_ratios: dict[str, float]
-) -> list[str]:
+) -> str:
     """Say how long the epochs that are left will take; a forward is taken for a third of a step."""
     data = experiment.data
     steps = (len(data.train) + len(data.test) / 3) / experiment.settings.batch_size
-    costs = [
-        f"{name} {ratio:.3f}" for name, ratio in step_ratios.items() if name.startswith("TrAct")
-    ]
+    costs = [f"{arm} {cost:.3f}" for arm, cost in step_ratios.items() if arm.startswith("TrAct")]
     shown = f"; over an ordinary one: {', '.join(costs)}" if costs else ""
-    return [
-        f"  step {1000 * step:.0f} ms{shown}",
-        f"  about {in_time(epochs * steps * step)} for {epochs} epochs",
-        "",
-    ]
+    about = f"about {in_time(epochs * steps * step)} for {epochs} epochs"
+    return f"  step {1000 * step:.0f} ms{shown}\n  {about}\n"
 
 
 def planned(settings: Compare) -> tuple[list[Run], list[Run]]:
@@ -327,25 +274,15 @@ def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: P
 
 
 def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:
-    """Return the final accuracy of ordinary training, by length and learning rate."""
-    settings, rows = experiment.settings, table.read(folder / "runs.jsonl")
-    wanted = {
-        "arm": [ORDINARY.name],
-        "epochs": settings.lengths(),
-        "lr": settings.lr,
-        "seed": settings.seed_range()[: settings.grid_seeds],
-    }
-    for column, values in wanted.items():
-        rows = rows[rows[column].isin(values)]
-    last = rows[rows["epoch"] == rows["epochs"]]
-    return last.groupby(["epochs", "lr"])[experiment.metric].mean()
+    """Return the final accuracy of the runs that choose the learning rate, by length and rate."""
+    grid, _ = planned(experiment.settings)
+    rows = table.read(folder / "runs.jsonl")
+    last = rows[rows["epoch"] == rows["epochs"]].set_index(table.RUN)
+    return last.loc[[run.key for run in grid]].groupby(["epochs", "lr"])[experiment.metric].mean()
 
 
 def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
-    """Return for each length the learning rate that ordinary training ends best with.
-
-    The mean over the grid's seeds of the final accuracy decides, of equals the smaller rate.
-    """
+    """Return by length the rate that ordinary training ends best with; of equals, the smaller."""
     lengths, rates = experiment.settings.lengths(), experiment.settings.lr
     if len(rates) == 1:
         return dict.fromkeys(lengths, rates[0])
