@@ -11,7 +11,8 @@ import base64
 import json
 import os
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,12 @@ COLUMNS = ["study", *RUN, "epoch", "loss", "accuracy", "balanced_accuracy", "sec
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row, whole or not at all; several processes may append to one file."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _written(path), path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
         # A process that was killed may have left half a line.
-        with path.open("ab+", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            cut = end > 0 and file.read(1) != b"\n"
-            file.write(b"\n" + line if cut else line)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        cut = end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" + line if cut else line)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -79,17 +76,15 @@ def unpack_labels(text: str) -> npt.NDArray[np.uint16]:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, never sees half of it; make its folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _unwritable(path, error) from error
+    with _written(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -98,8 +93,14 @@ def markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def _unwritable(path: Path, error: OSError) -> StudyError:
-    return StudyError(
-        f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and run "
-        "the same command again"
-    )
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Make a file's folder, and say what to do where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and "
+            "run the same command again"
+        ) from error
