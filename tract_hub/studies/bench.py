@@ -41,22 +41,16 @@ MEMORY_BATCHES = (64, 256)
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the batch of its training step.
-
-    Attributes:
-        model: a name for ``build_model``, or what builds it.
-        shape: of one input: channels × height × width; with frames where the model takes them.
-        batch: inputs in a step.
-        arguments: for ``build_model``.
-        channels_last: whether it is always measured in this memory format.
-
-    """
+    """A model and the batch of its training step."""
 
     model: str | Callable[[], nn.Module]
+    """A name for ``build_model``, with its arguments, or what builds it."""
     shape: tuple[int, ...]
+    """Of one input: channels × height × width; with frames where the model takes them."""
     batch: int
     arguments: dict[str, Any] = field(default_factory=dict)
     channels_last: bool = False
+    """Whether it is always measured in this memory format."""
 
     def prepare(self, device: torch.device, last: bool) -> tuple[nn.Module, Tensor, Tensor]:
         """Return the model in training mode with its initial weights, photographs, and labels."""
@@ -226,8 +220,8 @@ def peak_memory(settings: Bench) -> pd.DataFrame:
             except BrokenProcessPool as error:
                 raise StudyError(f"{arm} took too much memory: pass --no-memory") from error
         first = peaks.pop("ordinary")
-        added = {arm: f"{peak - first:+.0f} MiB" for arm, peak in peaks.items()}
-        lines.append({"batch": str(batch), "ordinary": f"{first:.0f} MiB", **added})
+        more = {arm: f"{peak - first:+.0f} MiB" for arm, peak in peaks.items()}
+        lines.append({"batch": str(batch), "ordinary": f"{first:.0f} MiB", **more})
     return pd.DataFrame(lines)
 
 

@@ -32,9 +32,8 @@ def draw(study: Study, found: Sequence[Outcome], title: str, epochs: int) -> byt
         _curve(left, one.ours, one.arm, colour)
         _difference(middle, one, colour)
         _speed(right, one, colour)
-    left.set_title(
-        f"{study.metric.replace('_', ' ').capitalize()}, mean of {len(ordinary.seeds)} seeds"
-    )
+    metric = study.metric.replace("_", " ").capitalize()
+    left.set_title(f"{metric}, mean of {len(ordinary.seeds)} seeds")
     left.set_ylabel("%")
     left.legend(frameon=False, fontsize=8)
     middle.axhline(0, color=ORDINARY_COLOUR, linewidth=1)
@@ -62,10 +61,7 @@ def draw_lengths(rows: pd.DataFrame, study: Study, arms: Sequence[str], title: s
         runs = {epochs: study.curves(rows, arm, epochs) for epochs in study.lr}
         final = {n: 100 * one.accuracy[:, -1] for n, one in runs.items() if one.seeds}
         means = [values.mean() for values in final.values()]
-        halves = [
-            stats.t.ppf(0.975, len(v) - 1) * stats.sem(v) if len(v) > 1 else 0.0
-            for v in final.values()
-        ]
+        halves = [stats.t.ppf(0.975, len(v) - 1) * pd.Series(v).sem() for v in final.values()]
         axes.errorbar(list(final), means, halves, color=colour, label=arm, marker="o", capsize=3)
     axes.set_xscale("log")
     axes.set_xticks(list(study.lr), [str(epochs) for epochs in study.lr], minor=False)

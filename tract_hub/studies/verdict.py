@@ -61,16 +61,10 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Variance:
-    """Mean paired difference and the variances of that mean, by source; arrays of any shape.
+    """Mean paired difference, and the variances of that mean; arrays of any shape.
 
-    Attributes:
-        mean: over seeds and test images.
-        seed: of the mean over these seeds, as it would differ with other seeds.
-        test: the same, with other test images.
-        floor: the least variance of the mean that test images of this number can show.
-        seeds: how many.
-        images: how many.
-
+    They are those with other seeds, with other test images, and the least that so many test images
+    can show.
     """
 
     mean: Array
@@ -147,11 +141,7 @@ def seeds_needed(variance: Variance) -> int | None:
 class Curves:
     """The runs of one arm at one length and learning rate.
 
-    Attributes:
-        seeds: in order.
-        accuracy: seeds × epochs, in the study's metric.
-        correct: seeds × epochs × test images.
-
+    Accuracy, in the study's metric, is seeds × epochs; correct is seeds × epochs × test images.
     """
 
     seeds: tuple[int, ...]
@@ -205,13 +195,10 @@ def epoch_ratio(arm: Curves, ordinary: Curves, share: float, start: float) -> In
 
 @dataclass(frozen=True)
 class Study:
-    """What the figures of a study need to know beside its rows.
+    """What the figures need to know beside the rows.
 
-    Attributes:
-        metric: ``"accuracy"`` or ``"balanced_accuracy"``.
-        labels: classes of the test images.
-        lr: the learning rate at each length.
-
+    That is the metric, a column of the table; the classes of the test images; and the learning
+    rate at each length.
     """
 
     metric: str
@@ -250,18 +237,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One arm against ordinary training, by the seeds that finished both.
+    """One arm at its length against ordinary training, by the seeds that finished both.
 
-    Attributes:
-        arm: its name.
-        epochs: its length.
-        against: length of the ordinary training; a longer one where it is asked whether a shorter
-            training reaches the same.
-        ours: the arm's runs.
-        theirs: the ordinary runs of the same seeds.
-        step: seconds of a step over those of an ordinary one.
-        study: what the runs were made with.
-
+    The ordinary training's length, ``against``, is a longer one where it is asked whether a shorter
+    training reaches the same. ``step`` is the seconds of a step over those of an ordinary one.
     """
 
     arm: str
