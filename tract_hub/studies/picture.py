@@ -48,7 +48,7 @@ def draw(study: Study, found: Sequence[Outcome], title: str, epochs: int) -> byt
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
-    verdict = textwrap.fill(shown[0].sentence, 150)
+    verdict = textwrap.fill(shown[0].sentence, 135)
     figure.suptitle(f"{title}\n{verdict}", fontsize=11, x=0.01, ha="left")
     return _png(figure)
 
