@@ -7,13 +7,14 @@ says so.
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+
+from tract_hub.studies.machine import versions
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("test_libraries", "test_field", "test_changes", "test_rebuilt")
@@ -39,40 +40,25 @@ def main() -> int:
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *files]
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         cases = list(ElementTree.parse(report).iter("testcase"))
+    found = versions(PACKAGES)
     lines = [HEAD, "| package | version |", "|---|---|"]
-    lines += [f"| {name} | {_version(name)} |" for name in PACKAGES]
+    lines += [f"| {name} | {found.get(name, 'not installed')} |" for name in PACKAGES]
     lines += ["", "| situation | passed | skipped | failed |", "|---|--:|--:|--:|"]
-    counts: dict[str, Counter[str]] = {}
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for case in cases:
-        counts.setdefault(_situation(case.get("name", "")), Counter())[_outcome(case)] += 1
+        kinds = {child.tag for child in case}
+        failed = kinds & {"failure", "error"}
+        outcome = "failed" if failed else "skipped" if "skipped" in kinds else "passed"
+        # A library's test is told by its library, any other by its own sentence.
+        name, _, library = case.get("name", "").removesuffix("]").partition("[")
+        situation = name.removeprefix("test_").replace("_", " ")
+        counts[library if name == "test_a_library" else situation][outcome] += 1
     lines += [
         f"| {name} | {count['passed']} | {count['skipped']} | {count['failed']} |"
         for name, count in counts.items()
     ]
     (ROOT / "docs" / "field.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return code
-
-
-def _situation(test: str) -> str:
-    """``test_a_library[monai UNet]`` → ``monai UNet``; other tests by their sentence."""
-    name, _, case = test.removesuffix("]").partition("[")
-    if name == "test_a_library":
-        return case
-    return name.removeprefix("test_").replace("_", " ")
-
-
-def _outcome(case: ElementTree.Element) -> str:
-    kinds = {child.tag for child in case}
-    if kinds & {"failure", "error"}:
-        return "failed"
-    return "skipped" if "skipped" in kinds else "passed"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -27,6 +28,7 @@ from tract_hub.studies.machine import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "published-scripts.md"
+COLUMNS = ["script", "source", "first layer", "the line at the end"]
 STEPS = 3
 TIME_LIMIT = 600
 START = f"""
@@ -54,9 +56,9 @@ TIMM = (
     "--no-prefetcher --opt sgd --lr 0.1 --model test_resnet --img-size 64 --warmup-epochs 0"
 )
 YAML = (
-    "-c {root}/scripts/timm/YAML.yaml --data-dir {images} --output {out} --device cpu -b 4 "
+    "-c {{root}}/scripts/timm/{}.yaml --data-dir {{images}} --output {{out}} --device cpu -b 4 "
     "--dataset folder --num-classes 6 --workers 1 --no-prefetcher --img-size 64 "
-    "--model test_MODEL --opt sgd --lr 0.1 --mixup 0 --cutmix 0 --drop-path 0"
+    "--model test_{} --opt sgd --lr 0.1 --mixup 0 --cutmix 0 --drop-path 0"
 )
 HF = (
     "--train_dir {images}/train --validation_dir {images}/val --output_dir {out} --do_train "
@@ -67,28 +69,20 @@ VISION = (
     "--train-crop-size 64 --val-resize-size 64 --val-crop-size 64"
 )
 CLASSIFY = "transformers/examples/pytorch/image-classification"
+TIMM_RUNS = {
+    "timm": TIMM,
+    "timm, bf16": f"{TIMM} --amp --amp-dtype bfloat16",
+    "timm, EMA": f"{TIMM} --model-ema",
+    "timm, compiled": f"{TIMM} --torchcompile",
+    "timm, accumulation": f"{TIMM} --grad-accum-steps 2",
+    "timm, ViT with checkpoints": f"{TIMM} --model test_vit --img-size 160 --grad-checkpointing",
+    "timm, resnet50.yaml": YAML.format("resnet50", "resnet"),
+    "timm, deit3-small.yaml": YAML.format("deit3-small", "vit --img-size 160"),
+    "timm, deit3-base.yaml": YAML.format("deit3-base", "vit --img-size 160"),
+    "timm, cifar100.yaml": YAML.format("cifar100", "resnet"),
+}
 PUBLISHED: dict[str, tuple[str, str]] = {
-    "timm": ("pytorch-image-models/train.py", TIMM),
-    "timm, bf16": ("pytorch-image-models/train.py", f"{TIMM} --amp --amp-dtype bfloat16"),
-    "timm, EMA": ("pytorch-image-models/train.py", f"{TIMM} --model-ema"),
-    "timm, compiled": ("pytorch-image-models/train.py", f"{TIMM} --torchcompile"),
-    "timm, accumulation": ("pytorch-image-models/train.py", f"{TIMM} --grad-accum-steps 2"),
-    "timm, ViT with checkpoints": (
-        "pytorch-image-models/train.py",
-        f"{TIMM} --model test_vit --img-size 160 --grad-checkpointing",
-    ),
-    **{
-        f"timm, {name}.yaml": (
-            "pytorch-image-models/train.py",
-            YAML.replace("YAML", name).replace("MODEL", model),
-        )
-        for name, model in (
-            ("resnet50", "resnet"),
-            ("deit3-small", "vit --img-size 160"),
-            ("deit3-base", "vit --img-size 160"),
-            ("cifar100", "resnet"),
-        )
-    },
+    **{name: ("pytorch-image-models/train.py", words) for name, words in TIMM_RUNS.items()},
     "Trainer": (
         f"{CLASSIFY}/run_image_classification.py",
         HF + " --model_name_or_path {vit} --label_column_name label --do_eval False",
@@ -117,7 +111,6 @@ def main() -> None:
         for name in names:
             rows.append(compared(name, checkouts, Path(folder)))
             print(rows[-1], flush=True)
-    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     table.write_atomically(
         RESULTS,
         "# Published training scripts, unmodified, with TrAct\n\n"
@@ -125,8 +118,7 @@ def main() -> None:
         "-m tract_hub.launch`, from the same seed. First layer: parameters that differ after the "
         "first step, of all, and by how much of their norm. Written by `python "
         f"scripts/published_scripts.py`; {machine()}.\n\n"
-        "| script | source | first layer | the line at the end |\n| --- | --- | --- | --- |\n"
-        f"{lines}",
+        f"{table.markdown(pd.DataFrame(rows, columns=COLUMNS))}",
     )
 
 

@@ -27,12 +27,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run ``tract-hub`` and exit: 0 done, 2 bad input, 130 interrupted.
-
-    Args:
-        arguments: instead of ``sys.argv[1:]``.
-
-    """
+    """Run ``tract-hub`` and exit: 0 done, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help"):
         print(ABOUT)
@@ -44,9 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     if command not in COMMANDS:
         _fail(f"there is no command {command!r}; {did_you_mean(command, COMMANDS)}")
     try:
-        settings = _settings(command, words[1:])
-        run = getattr(importlib.import_module(f"tract_hub.studies.{command}"), command)
-        run(settings)
+        _run(command, words[1:])
     except TractError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
@@ -59,8 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(0)
 
 
-def _settings(command: str, words: list[str]) -> Any:
-    """Return the settings of a command line; tyro says what is wrong with it, and exits by 2."""
+def _run(command: str, words: list[str]) -> None:
+    """Run a command; tyro says what is wrong with its words, and exits by 2."""
     import tyro
 
     from tract_hub.studies import settings
@@ -68,7 +61,8 @@ def _settings(command: str, words: list[str]) -> Any:
     options: dict[str, Any] = {"prog": f"tract-hub {command}", "args": words}
     if command == "compare":
         options["default"] = settings.recipe_of(words)
-    return tyro.cli(getattr(settings, command.capitalize()), use_underscores=False, **options)
+    given = tyro.cli(getattr(settings, command.capitalize()), use_underscores=False, **options)
+    getattr(importlib.import_module(f"tract_hub.studies.{command}"), command)(given)
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

@@ -1,10 +1,7 @@
 """What TrAct costs on a card: steps taken in turns, kernels by the profiler, and the floor."""
 
-import copy
 import functools
-import itertools
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +16,13 @@ from torch.profiler import profile
 import tract_hub
 from tract_hub.errors import first_line
 from tract_hub.studies import table
-from tract_hub.studies.bench import ARMS, CASES, Case, arms
+from tract_hub.studies.bench import ARMS, CASES, Case, arms, twin
 from tract_hub.studies.models import logits_of
-from tract_hub.studies.train import interleave
+from tract_hub.studies.timing import added, clock, ratios, seconds, take_turns
 
 SMOKE = {"tiny": Case("small-vit", (3, 32, 32), 8, {"img_size": 32, "depth": 1})}
 TURN_SECONDS = {"cuda": 8.0, "cpu": 0.5}  # of all turns of a cell
-STEPS, PROFILED, LEAST_TURNS, MOST_TURNS = 5, 3, 3, 100
+PROFILED = 3  # steps
 
 
 def cells(smoke: bool) -> list[tuple[str, str, bool]]:
@@ -43,43 +40,34 @@ def measure(
     case = (SMOKE if smoke else CASES["cuda"])[name]
     torch.manual_seed(0)
     torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
-    model = case.build().to(device, memory_format=torch.channels_last)
-    images = case.inputs().to(device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(case.batch, device=device) % 10
-    tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    model, images, labels = case.prepare(device, True)
     steps: dict[str, Callable[[], None]] = {}
     same = {"card": card, "case": name, "batch": case.batch}
     same |= {"precision": precision, "compiled": compiled}
     for arm in [arm for arm in arms() if not (compiled and arm == "torch_tract")]:
-        twin = ARMS[arm](copy.deepcopy(model, dict(tensors)))  # modules, but not their tensors
+        own = ARMS[arm](twin(model))
         if compiled:
-            twin.compile(backend="aot_eager" if smoke else "inductor")
-        step = functools.partial(train_step, twin, images, labels, precision)
+            own.compile(backend="aot_eager" if smoke else "inductor")
+        step = functools.partial(train_step, own, images, labels, precision)
         try:
             kernels(step, device)
             steps[arm] = step
         except Exception as error:  # of the authors' package, or for want of memory
             table.append(path, same | {"arm": arm, "error": first_line(error)})
-    began, turns = time.perf_counter(), []
-    timers = [functools.partial(seconds, step, device) for step in steps.values()]
-    for times in interleave(timers, MOST_TURNS):
-        turns.append(dict(zip(steps, times, strict=True)))
-        if len(turns) >= LEAST_TURNS and time.perf_counter() - began > TURN_SECONDS[device.type]:
-            break
+    turns = take_turns(steps, device, TURN_SECONDS[device.type])
     found = {arm: kernels(step, device) for arm, step in steps.items()}
     for arm in steps if "ordinary" in steps else ():
-        ratios = [turn[arm] / turn["ordinary"] for turn in turns]
         row: dict[str, Any] = same | {
             "arm": arm,
             "turns": len(turns),
             "ms": round(1e3 * statistics.median(turn[arm] for turn in turns), 4),
-            "ratio": [round(q, 5) for q in statistics.quantiles(ratios, n=4)],
+            "ratio": [round(q, 5) for q in statistics.quantiles(ratios(turns, arm), n=4)],
             "kernel_ms": round(sum(found[arm].values()), 4),
         }
         if arm == "tract_hub":
-            added = Counter(found[arm])
-            added.subtract(found["ordinary"])
-            row["kernels"] = [[k[:90], round(ms, 4)] for k, ms in added.most_common(8)]
+            more = Counter(found[arm])
+            more.subtract(found["ordinary"])
+            row["kernels"] = [[k[:90], round(ms, 4)] for k, ms in more.most_common(8)]
             row |= work(model, images)
         table.append(path, row)
 
@@ -91,20 +79,12 @@ def train_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str)
     nn.functional.cross_entropy(logits.float(), labels).backward()
 
 
-def seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Return the seconds of a step, of several in a row."""
-    steps, began = STEPS if device.type == "cuda" else 1, synchronize(device)
-    for _ in range(steps):
-        step()
-    return (synchronize(device) - began) / steps
-
-
 def kernels(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Return the milliseconds of each kernel in a step; on a CPU, those of each operation."""
     with profile() as profiler:  # of all kinds of device that there are
         for _ in range(PROFILED):
             step()
-        synchronize(device)
+        clock(device)
     kind, total = DeviceType.CPU, "self_cpu_time_total"
     if device.type == "cuda":
         kind, total = DeviceType.CUDA, "self_device_time_total"
@@ -138,13 +118,6 @@ def peak(device: torch.device, card: str, smoke: bool) -> dict[str, Any]:
     return {"card": card, "tflop_s": round(rates[0], 3), "gb_s": round(rates[1], 2)}
 
 
-def synchronize(device: torch.device) -> float:
-    """Wait for the device; return the time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def tables(rows: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the page's tables, a card at a time."""
     for at in peaks:
@@ -159,10 +132,9 @@ def figures(row: dict[str, Any], at: dict[str, Any]) -> dict[str, str]:
     texts["compiled"] = "yes" if row["compiled"] else "no"
     if "error" in row:
         return texts | {"step": row["error"]}
-    low, middle, high = (f"{100 * (ratio - 1):+.1f}" for ratio in row["ratio"])
     texts |= {"step": f"{row['ms']:.4g} ms", "kernels": f"{row['kernel_ms']:.4g} ms"}
     if row["arm"] != "ordinary":
-        texts["added (quartiles)"] = f"{middle} % ({low} to {high})"
+        texts["added (quartiles)"] = added(row["ratio"])
     if row["arm"] == "tract_hub" and row["precision"] == "bf16":
         floor = max(row["bytes"] / at["gb_s"] / 1e6, row["operations"] / at["tflop_s"] / 1e9)
         texts["floor"] = f"{floor:.3f} ms"

@@ -10,13 +10,11 @@ README.md after each part. Remove a file to have its part done again.
 
 import argparse
 import contextlib
-import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import costs
 import torch
@@ -52,14 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
             done = training.train_all(settings, given.smoke, end - TAIL) and done
             write_page(given.out, card, given)
     print("all is done" if done else "there is more: run the same command again", "→", given.out)
-    failed = any(row["failed"] for row in rows_of(given.out / "tests.jsonl"))
+    failed = any(row["failed"] for row in table.rows_of(given.out / "tests.jsonl"))
     return 1 if failed else 0 if done else 3
 
 
 def test(out: Path, card: str, end: float) -> None:
     """Run the GPU tests once a card."""
     path, began = out / "tests.jsonl", time.monotonic()
-    if any(row["card"] == card for row in rows_of(path)):
+    if any(row["card"] == card for row in table.rows_of(path)):
         return
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     log, limit = out / "tests.log", max(1.0, TEST_SHARE * (end - began))
@@ -79,13 +77,12 @@ def test(out: Path, card: str, end: float) -> None:
 def measure(out: Path, device: torch.device, card: str, smoke: bool, end: float) -> bool:
     """Measure what is not measured yet of the cost table; return whether all is."""
     path = out / "costs.jsonl"
-    if not any(row["card"] == card for row in rows_of(out / "peaks.jsonl")):
+    if not any(row["card"] == card for row in table.rows_of(out / "peaks.jsonl")):
         table.append(out / "peaks.jsonl", costs.peak(device, card, smoke))
     for cell in costs.cells(smoke):
         names = ("card", "arm", "case", "precision", "compiled")
-        if (card, "tract_hub", *cell) in {
-            tuple(row[name] for name in names) for row in rows_of(path)
-        }:
+        done = {tuple(row[name] for name in names) for row in table.rows_of(path)}
+        if (card, "tract_hub", *cell) in done:
             continue
         if not smoke and time.monotonic() + RESERVE[cell[2]] > end:
             return False
@@ -94,12 +91,6 @@ def measure(out: Path, device: torch.device, card: str, smoke: bool, end: float)
         torch.cuda.empty_cache()
         print(f"cost of {cell}: {time.monotonic() - began:.0f} s", flush=True)
     return True
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file; half a line of a killed process is no row."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def name_of_card() -> str:
@@ -114,13 +105,14 @@ def write_page(out: Path, card: str, given: argparse.Namespace) -> None:
     """Write the page of what there is."""
     trial = "A trial with tiny models and data: its figures mean nothing. " if given.smoke else ""
     text = f"# On a GPU\n\n{trial}Last on {card}; {machine()}.\n\n## Tests\n\n"
-    for row in rows_of(out / "tests.jsonl"):
+    for row in table.rows_of(out / "tests.jsonl"):
         counts = ", ".join(f"{row[k]} {k}" for k in ("passed", "skipped", "error") if k in row)
         text += f"{row['card']}: {counts or 'none ran'}, {len(row['failed'])} failed.\n\n"
         text += "".join(f"- {name}\n" for name in row["failed"]) + "\n" * bool(row["failed"])
     text += "## Cost of a step\n\nForward and backward, channels_last, in turns. Kernels: sum over "
     text += "a step. Floor: of the Gram matrix, by the rates measured here.\n\n"
-    text += "".join(costs.tables(rows_of(out / "costs.jsonl"), rows_of(out / "peaks.jsonl")))
+    rows, peaks = (table.rows_of(out / name) for name in ("costs.jsonl", "peaks.jsonl"))
+    text += "".join(costs.tables(rows, peaks))
     for settings in training.studies(given.data, out, given.smoke):
         text += "".join(training.tables(settings, given.smoke))
     table.write_atomically(out / "README.md", text)

@@ -1,5 +1,6 @@
 """CIFAR-10 on a card: images, crops and flips lie there, and the table is that of ``compare``."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -9,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
 
 from tract_hub.studies import table
 from tract_hub.studies.compare import check_identity, finished, prepare
-from tract_hub.studies.models import logits_of
+from tract_hub.studies.data import Batch
 from tract_hub.studies.settings import ORDINARY, RECIPES, Arm, Compare, Run
-from tract_hub.studies.train import EPOCH_SEED, Experiment, Training, train
+from tract_hub.studies.train import Experiment, Training, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
 TRACT = Arm(0.1)
@@ -47,37 +47,26 @@ class OnCard(Training):
 
     def __init__(self, experiment: Experiment, run: Run) -> None:
         super().__init__(experiment, run)
-        device, data = self.accelerator.device, experiment.data
-        on_device = {"pixels": data.train.pixels.to(device), "labels": data.train.labels.to(device)}
-        self.images.split = replace(data.train, **on_device)
-        self.tested = experiment.to_model(data.test.pixels.to(device)).split(1000)
-        self.answers = data.test.labels.to(device).split(1000)
+        device = self.accelerator.device
+        train, test = (
+            replace(split, pixels=split.pixels.to(device), labels=split.labels.to(device))
+            for split in (experiment.data.train, experiment.data.test)
+        )
+        self.images.split = train
+        self.test = list(zip(test.pixels.split(1000), test.labels.split(1000), strict=True))
 
-    def epoch(self, number: int) -> float:
-        """Train on all images once: they are cut and normalised together, before the first step."""
-        seed = self.run.seed * EPOCH_SEED + number
-        set_seed(seed % 2**32)
-        shuffled = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
-        self.images.draw(seed)
+    def batches(self) -> Iterator[Batch]:
+        """Yield an epoch's batches: all are cut and normalised together, before the first step."""
+        shuffled = torch.randperm(len(self.images), generator=self.generator)
         images, labels = self.images.__getitems__(shuffled.tolist())
-        size, steps = self.experiment.settings.batch_size, len(self.train)
-        batches = self.experiment.to_model(images).split(size)[:steps]
-        self.model.train()
-        total = torch.zeros((), device=self.accelerator.device)
-        for pixels, target in zip(batches, labels.split(size), strict=False):
-            total += self.step(pixels, target)
-            self.schedule.step()
-        return float(total) / steps
+        size = self.experiment.settings.batch_size
+        batches = zip(self.experiment.to_model(images).split(size), labels.split(size), strict=True)
+        return itertools.islice(batches, len(self.train))
 
-    @torch.no_grad()
     def correct(self) -> np.ndarray:
         """Return which test images are right, by an eager forward: a graph of it takes longer."""
-        self.model.eval()
-        right = []
-        for images, labels in zip(self.tested, self.answers, strict=True):
-            logits = logits_of(self.model.forward(images))
-            right.append((logits.argmax(1) == labels) & logits.isfinite().all(1))
-        return torch.cat(right).cpu().numpy()
+        with torch.compiler.set_stance("force_eager"):
+            return super().correct()
 
 
 def train_all(settings: Compare, smoke: bool, end: float) -> bool:

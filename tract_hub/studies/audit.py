@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from multiprocessing import get_context
@@ -42,12 +41,7 @@ MODELS_A_PROCESS = 200
 
 
 def audit(settings: Audit) -> None:
-    """Audit the models that are not audited yet; write and print how many there are of each kind.
-
-    Raises:
-        StudyError: there is no such model, or the folder is of other versions of the packages.
-
-    """
+    """Audit the models that are not audited yet; write and print the results."""
     zoo, out = settings.zoo, settings.out
     names = [name for name in models_of(zoo) if fnmatch(name, settings.only)]
     if not names:
@@ -72,15 +66,9 @@ def audit(settings: Audit) -> None:
 def audit_model(zoo: str, name: str, time_limit: float = 0.0) -> Record:
     """Build one model without its weights, and locate its first layers.
 
-    Args:
-        zoo: where the model is from.
-        name: its name there.
-        time_limit: seconds after which it counts as failed; 0: no limit.
-
-    Returns:
-        ``name``; ``result``: a key of ``RESULTS``; its ``stems``, or the ``reason``; and the
-        ``warnings``, where the zoo declares another first layer than was found.
-
+    The record holds ``name``; ``result``, a key of ``RESULTS``; its ``stems``, or the ``reason``;
+    and ``warnings``, where the zoo declares another first layer than was found. A model that takes
+    longer than the limit in seconds counts as failed; 0 is no limit.
     """
     torch.set_num_threads(1)
     limited = time_limit > 0 and hasattr(signal, "setitimer")  # Windows has none, and no limit
@@ -125,9 +113,10 @@ def _in_parallel(names: list[str], settings: Audit) -> Iterator[Record]:
     share = MODELS_A_PROCESS * settings.jobs
     for start in range(0, len(names), share):
         with ProcessPoolExecutor(settings.jobs, get_context("spawn")) as pool:
-            part = names[start : start + share]
-            options = settings.zoo, settings.time_limit
-            futures = [pool.submit(audit_model, options[0], name, options[1]) for name in part]
+            futures = [
+                pool.submit(audit_model, settings.zoo, name, settings.time_limit)
+                for name in names[start : start + share]
+            ]
             try:
                 yield from (future.result() for future in as_completed(futures))
             except BrokenProcessPool as error:
@@ -141,10 +130,7 @@ def _in_parallel(names: list[str], settings: Audit) -> Iterator[Record]:
 
 def _resumed(partial: Path) -> dict[str, Record]:
     """Return the records of an interrupted audit; begin its file with the versions."""
-    records = []
-    for line in partial.read_text(encoding="utf-8").splitlines() if partial.exists() else ():
-        with suppress(ValueError):  # half a line of a killed process
-            records.append(json.loads(line))
+    records = table.rows_of(partial)
     if not records:
         table.append(partial, {"versions": versions()})
     elif records[0].get("versions") != versions():

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import json
 import re
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,45 +32,40 @@ from tract_hub.studies.data import photographs
 from tract_hub.studies.machine import machine
 from tract_hub.studies.models import build_model
 from tract_hub.studies.settings import Bench
-from tract_hub.studies.train import Step, interleave, make_accelerator
+from tract_hub.studies.timing import added, ratios, take_turns
+from tract_hub.studies.train import Step, make_accelerator
 
 LAM = 0.1
-LEAST_TURNS = 3
-MOST_TURNS = 200
-"""Turns after which the notch of the median no longer narrows by anything that is shown."""
-GPU_STEPS = 5
-"""Steps between two looks at the clock: training looks at a GPU now and then only."""
 MEMORY_BATCHES = (64, 256)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the batch of its training step.
-
-    Attributes:
-        model: a name for ``build_model``, or what builds it.
-        shape: of one input: channels × height × width; with frames where the model takes them.
-        batch: inputs in a step.
-        arguments: for ``build_model``.
-        channels_last: whether it is always measured in this memory format.
-
-    """
+    """A model and the batch of its training step."""
 
     model: str | Callable[[], nn.Module]
+    """A name for ``build_model``, with its arguments, or what builds it."""
     shape: tuple[int, ...]
+    """Of one input: channels × height × width; with frames where the model takes them."""
     batch: int
     arguments: dict[str, Any] = field(default_factory=dict)
     channels_last: bool = False
+    """Whether it is always measured in this memory format."""
 
-    def build(self) -> nn.Module:
-        """Return the model in training mode; the weights are its own initial ones."""
+    def prepare(self, device: torch.device, last: bool) -> tuple[nn.Module, Tensor, Tensor]:
+        """Return the model in training mode with its initial weights, photographs, and labels."""
         if isinstance(self.model, str):
             channels = self.shape[0] if self.shape[0] == 1 else None
-            arguments = self.arguments
-            return build_model(self.model, channels=channels, arguments=arguments).train()
-        return self.model().train()
+            model = build_model(self.model, channels=channels, arguments=self.arguments)
+        else:
+            model = self.model()
+        model, images = model.train().to(device), self.images().to(device)
+        if (last or self.channels_last) and images.ndim == 4:
+            model = model.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        return model, images, torch.arange(self.batch, device=device) % 10
 
-    def inputs(self) -> Tensor:
+    def images(self) -> Tensor:
         """Return standardised photographs in the model's shape."""
         size = self.shape[-1]
         channels = 1 if self.shape[0] == 1 else 3
@@ -110,8 +104,8 @@ CASES: dict[str, dict[str, Case]] = {
         # Fewer rows than features (3,072) at batch 8, about as many at 64.
         "vit-base-32-b8": Case("vit_base_patch32_224", (3, 224, 224), 8),
         "vit-base-32-b64": Case("vit_base_patch32_224", (3, 224, 224), 64),
-        "mlp-28": Case(functools.partial(_mlp, 784, 512), (1, 28, 28), 64),
-        "mlp-32": Case(functools.partial(_mlp, 3072, 512), (3, 32, 32), 128),
+        "mlp-28": Case(partial(_mlp, 784, 512), (1, 28, 28), 64),
+        "mlp-32": Case(partial(_mlp, 3072, 512), (3, 32, 32), 128),
         # Few of their layers: TrAct's share is larger than in the whole model.
         "vit-huge-14-2-layers": Case("vit_huge_patch14_224", (3, 224, 224), 4, {"depth": 2}),
         "videomae-2-layers": Case(_videomae, (16, 3, 224, 224), 1),
@@ -123,7 +117,7 @@ CASES: dict[str, dict[str, Case]] = {
         "vit-base": Case("vit_base_patch16_224", (3, 224, 224), 256),
         "vit-base-32": Case("vit_base_patch32_224", (3, 224, 224), 256),
         "cifar-vit": _PAPERS_VIT,
-        "mlp-32": Case(functools.partial(_mlp, 3072, 512), (3, 32, 32), 128),
+        "mlp-32": Case(partial(_mlp, 3072, 512), (3, 32, 32), 128),
     },
 }
 
@@ -151,13 +145,14 @@ def arms() -> list[str]:
     return [arm for arm in ARMS if arm != "torch_tract" or not missing]
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """Copy modules but not tensors: where others lie in memory, a step takes a percent more."""
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
 def bench(settings: Bench) -> None:
-    """Measure, print and write the tables; each case is written as soon as it is done.
-
-    Raises:
-        StudyError: there is no such case or device.
-
-    """
+    """Measure, print and write the tables; each case is written as soon as it is done."""
     kind = "cpu" if settings.device == "cpu" else "cuda"
     for name in settings.cases:
         if name not in CASES[kind]:
@@ -166,98 +161,48 @@ def bench(settings: Bench) -> None:
     names = settings.cases or tuple(CASES[kind])
     torch.set_num_threads(settings.threads)
     accelerator = make_accelerator(settings.device, settings.precision)
-    total = round(len(names) * settings.budget)
-    print(f"{len(names)} cases, about {total / 60:.0f} min and what building takes", flush=True)
+    minutes = len(names) * settings.budget / 60
+    print(f"{len(names)} cases, about {minutes:.0f} min and what building takes", flush=True)
     results: list[dict[str, Any]] = []
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(total=total, bar_format=form, disable=not sys.stderr.isatty()) as bar:
-        for number, name in enumerate(names):
-            bar.set_description(name)
-
-            def show(seconds: float, before: float = number * settings.budget) -> None:
-                bar.n = before + min(seconds, settings.budget)
-                bar.refresh()
-
-            results.append(
-                {"case": name, **measured(CASES[kind][name], settings, accelerator, show)}
-            )
-            write(results, settings)
+    for name in (bar := tqdm(names, unit="case", disable=not sys.stderr.isatty())):
+        bar.set_description(name)
+        results.append({"case": name, **measured(CASES[kind][name], settings, accelerator)})
+        write(results, settings)
     memory = peak_memory(settings) if settings.memory else None
     print(write(results, settings, memory))
     print(f"written to {settings.out}: bench.md, bench.json")
 
 
-def measured(
-    case: Case, settings: Bench, accelerator: Accelerator, show: Callable[[float], None]
-) -> dict[str, Any]:
-    """Return the seconds of an ordinary step, and the arms' quartiles of ratios to it.
-
-    Args:
-        case: what is measured.
-        settings: how.
-        accelerator: of the process.
-        show: called with the seconds that the case has taken.
-
-    """
-    model = case.build().to(accelerator.device)
-    last = settings.channels_last or case.channels_last
-    inputs = case.inputs().to(accelerator.device)
-    if last and inputs.ndim == 4:
-        model = model.to(memory_format=torch.channels_last)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(case.batch, device=accelerator.device) % 10
-    timers: dict[str, Callable[[], float]] = {}
+def measured(case: Case, settings: Bench, accelerator: Accelerator) -> dict[str, Any]:
+    """Return the seconds of an ordinary step, and the arms' quartiles of ratios to it."""
+    device = accelerator.device
+    model, images, labels = case.prepare(device, settings.channels_last)
+    steps: dict[str, Callable[[], Tensor]] = {}
     result: dict[str, Any] = {"batch": case.batch, "errors": {}}
     columns = [(arm, False) for arm in arms()]
     columns += [(arm, True) for arm in ("ordinary", "tract_hub") if settings.compiled]
     for arm, compiled in columns:
         name = f"{arm}, compiled" if compiled else arm
         try:
-            twin = ARMS[arm](_twin(model))
+            own = ARMS[arm](twin(model))
             if compiled:
-                twin.compile()
-            step = Step(accelerator, accelerator.prepare_model(twin, evaluation_mode=True))
-            timers[name] = functools.partial(_seconds, step, inputs, labels)
-            timers[name](), timers[name]()
+                own.compile()
+            step = Step(accelerator, accelerator.prepare_model(own, evaluation_mode=True))
+            take_turns({name: partial(step, images, labels)}, device, most=2)
+            steps[name] = partial(step, images, labels)
         except Exception as error:  # of the authors' package: it does not take every layer
             if arm != "torch_tract":
                 raise
-            timers.pop(name, None)
             result["errors"][name] = first_line(error)
-    began, rounds = time.perf_counter(), []
-    for times in interleave(list(timers.values()), MOST_TURNS):
-        rounds.append(dict(zip(timers, times, strict=True)))
-        spent = time.perf_counter() - began
-        show(spent)
-        if len(rounds) >= LEAST_TURNS and spent * (1 + 1 / len(rounds)) > settings.budget:
-            break
+    turns = take_turns(steps, device, settings.budget)
     accelerator.free_memory()
-    result |= {"turns": len(rounds), "seconds": statistics.median(t["ordinary"] for t in rounds)}
-    for name in timers:
+    result |= {"turns": len(turns), "seconds": statistics.median(t["ordinary"] for t in turns)}
+    for name in steps:
         base = "ordinary, compiled" if "compiled" in name else "ordinary"
         if name != base:
-            quartiles = statistics.quantiles([t[name] / t[base] for t in rounds], n=4)
+            quartiles = statistics.quantiles(ratios(turns, name, base), n=4)
             result[name] = [round(value, 5) for value in quartiles]
     return result
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """Copy modules but not tensors: where others lie in memory, a step takes a percent more."""
-    tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def _seconds(step: Step, inputs: Tensor, labels: Tensor) -> float:
-    gpu = inputs.device.type == "cuda"
-    steps = GPU_STEPS if gpu else 1
-    if gpu:
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(steps):
-        step(inputs, labels)
-    if gpu:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / steps
 
 
 def peak_memory(settings: Bench) -> pd.DataFrame:
@@ -275,8 +220,8 @@ def peak_memory(settings: Bench) -> pd.DataFrame:
             except BrokenProcessPool as error:
                 raise StudyError(f"{arm} took too much memory: pass --no-memory") from error
         first = peaks.pop("ordinary")
-        added = {arm: f"{peak - first:+.0f} MiB" for arm, peak in peaks.items()}
-        lines.append({"batch": str(batch), "ordinary": f"{first:.0f} MiB", **added})
+        more = {arm: f"{peak - first:+.0f} MiB" for arm, peak in peaks.items()}
+        lines.append({"batch": str(batch), "ordinary": f"{first:.0f} MiB", **more})
     return pd.DataFrame(lines)
 
 
@@ -327,5 +272,4 @@ def write(
 def _added(result: dict[str, Any], name: str) -> str:
     if name not in result:
         return "cannot run" if name in result["errors"] else "—"
-    low, middle, high = (f"{100 * (ratio - 1):+.1f}" for ratio in result[name])
-    return f"{middle} % ({low} to {high})"
+    return added(result[name])

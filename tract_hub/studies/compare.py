@@ -8,66 +8,57 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tract_hub.errors import ModelError, SettingsError, first_line
 from tract_hub.studies import table
 from tract_hub.studies.data import ImageData, fit, load_images
 from tract_hub.studies.machine import machine
-from tract_hub.studies.models import (
-    build_model,
-    logits_of,
-    own_size,
-    parsed_arguments,
-    usual_recipe,
-)
+from tract_hub.studies.models import build_classifier, logits_of, own_size, usual_recipe
 from tract_hub.studies.page import write_page
 from tract_hub.studies.picture import draw, draw_lengths
 from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
-from tract_hub.studies.train import Experiment, Training, interleave, make_accelerator, train
+from tract_hub.studies.timing import ratios, take_turns
+from tract_hub.studies.train import Experiment, Training, make_accelerator, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
-TIMED_ROUNDS = 15
-"""Rounds of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
+TIMED_TURNS = 15
+"""Turns of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
 BLOWN_UP = 2
 """Times the images' own side from which on resizing is warned of."""
 
 
 def compare(settings: Compare) -> None:
-    """Train what is not trained yet, and answer.
-
-    Args:
-        settings: of the command line.
-
-    Raises:
-        StudyError: data, model or settings do not fit; the message says what to change.
-
-    """
+    """Train what is not trained yet, and answer."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     experiment = prepare(settings)
     settings, main = experiment.settings, experiment.accelerator.is_main_process
     folder = settings.folder()
     check_identity(folder, experiment)
-    step, ratios = step_times(experiment, folder)
+    step, step_ratios = step_times(experiment, folder)
     grid, arms = planned(settings)
     done = finished(folder)
-    left = sum(run.epochs for run in {*grid, *arms} if run.key not in done)
+    trained = {(arm, epochs, seed) for arm, epochs, _, seed in done}  # at the rate that was chosen
+    left = {run for run in grid if run.key not in done}
+    left |= {run for run in arms if (run.arm.name, run.epochs, run.seed) not in trained}
+    epochs_left = sum(run.epochs for run in left)
     if main and left:
-        say(*estimate(experiment, left, step, ratios))
-    progress = Progress(left, main)
+        say(estimate(experiment, epochs_left, step, step_ratios))
+    progress = Progress(epochs_left, main)
     train_all(experiment, grid, folder, progress)
     chosen = choose_lr(folder, experiment)
     train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
-    progress.close()
+    progress.bar.close()
     if main:
-        answer(experiment, folder, chosen, ratios)
+        answer(experiment, folder, chosen, step_ratios)
 
 
 def say(*lines: str) -> None:
@@ -88,7 +79,7 @@ class Progress:
     def __init__(self, total: int, shown: bool) -> None:
         self.total, self.done, self.shown = total, 0, shown
         self.began = time.perf_counter()
-        self.bar = tqdm(total=total, unit="epoch") if shown and sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, unit="epoch", disable=not (shown and sys.stderr.isatty()))
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Note an epoch's row."""
@@ -97,27 +88,16 @@ class Progress:
             f"{row['arm']}, lr {row['lr']:g}, seed {row['seed']}, epoch {row['epoch']} of "
             f"{row['epochs']}: accuracy {row['accuracy']:.1%}"
         )
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update()
-        elif self.shown:
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        if self.shown and self.bar.disable:
             each = (time.perf_counter() - self.began) / self.done
             left = in_time(each * max(0, self.total - self.done))
             say(f"{text} ({self.done} of {self.total}, {left} left)")
 
-    def close(self) -> None:
-        """Take the bar off."""
-        if self.bar is not None:
-            self.bar.close()
-
 
 def prepare(settings: Compare) -> Experiment:
-    """Open the data, find the image size that the model takes, and fill in the recipe.
-
-    Raises:
-        StudyError: they do not fit.
-
-    """
+    """Open the data, find the image size that the model takes, and fill in the recipe."""
     accelerator = make_accelerator(settings.device, settings.precision)
     data = load_images(settings.data, settings.channels, settings.max_train, settings.max_test)
     model, size = fitted_model(settings, data)
@@ -130,24 +110,12 @@ def prepare(settings: Compare) -> Experiment:
 
 
 def fitted_model(settings: Compare, data: ImageData) -> tuple[nn.Module, int]:
-    """Return a model and an image size that it runs at: the images' own, else the model's.
-
-    Raises:
-        ModelError: there is none.
-
-    """
+    """Return a model and an image size that it runs at: the images' own, else the model's."""
     sizes = [settings.image_size] if settings.image_size else [data.native_size, None]
     problem = ModelError("")
     for size in dict.fromkeys(sizes):
         try:
-            model = build_model(
-                settings.model,
-                classes=data.classes,
-                channels=data.channels,
-                image_size=size,
-                pretrained=settings.pretrained,
-                arguments=parsed_arguments(settings.model_arg),
-            )
+            model = build_classifier(settings, data, size)
             side = size or own_size(model)
             if side is None:
                 raise ModelError(f"{settings.model} does not say its image size: --image-size")
@@ -159,21 +127,15 @@ def fitted_model(settings: Compare, data: ImageData) -> tuple[nn.Module, int]:
 
 
 def check_output(model: nn.Module, name: str, data: ImageData, size: int) -> None:
-    """Run two blank images through a model.
-
-    Raises:
-        ModelError: it does not take them, or gives no score for each class.
-
-    """
+    """Run two blank images through a model, which has to give a score for each class."""
     try:
         with torch.no_grad():
-            found = tuple(logits_of(model(torch.zeros(2, data.channels, size, size))).shape)
-    except ModelError:
-        raise
+            output = model(torch.zeros(2, data.channels, size, size))
     except Exception as error:  # anybody's forward
         shape = f"{data.channels} × {size} × {size}"
         said = first_line(error)
         raise ModelError(f"{name} does not run on images of {shape}: {said}") from error
+    found = tuple(logits_of(output).shape)
     if found != (2, len(data.classes)):
         raise ModelError(
             f"{name} gives {found} for two images, not {(2, len(data.classes))}: it is no image "
@@ -216,12 +178,7 @@ def title(experiment: Experiment) -> str:
 
 
 def check_identity(folder: Path, experiment: Experiment) -> None:
-    """Note what all runs of a folder share, or refuse a folder of other ones.
-
-    Raises:
-        SettingsError: its runs were made with other settings or data.
-
-    """
+    """Note what all runs of a folder share, or refuse a folder of other ones."""
     data, path = experiment.data, folder / "study.json"
     mine: dict[str, Any] = {
         "study": experiment.study,
@@ -245,59 +202,43 @@ def check_identity(folder: Path, experiment: Experiment) -> None:
 
 
 def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, float]]:
-    """Return seconds of an ordinary training step, and the arms' as ratios; measured once.
-
-    All arms take their steps in turns, so that the ratio holds on a machine that does other work.
-    """
+    """Return seconds of an ordinary training step, and the arms' as ratios; measured once."""
     path = folder / "timing.json"
     arms = [arm for arm in experiment.settings.arms() if not arm.rescaled]
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if {arm.name for arm in arms} <= set(known["ratios"]):
             return known["seconds"], known["ratios"]
-    steps = [first_step(experiment, arm) for arm in arms]
-    rounds = list(interleave(steps, TIMED_ROUNDS + 2))[2:]
-    seconds = statistics.median(times[0] for times in rounds)
-    ratios = {
-        arm.name: statistics.median(times[i] / times[0] for times in rounds)
-        for i, arm in enumerate(arms)
-    }
+    steps = {arm.name: first_step(experiment, arm) for arm in arms}
+    turns = take_turns(steps, experiment.accelerator.device, most=TIMED_TURNS + 2)[2:]
+    seconds = statistics.median(turn[ORDINARY.name] for turn in turns)
+    by_arm = {name: statistics.median(ratios(turns, name)) for name in steps}
     experiment.accelerator.free_memory()
     if experiment.accelerator.is_main_process:
-        content = {"seconds": seconds, "ratios": ratios, "machine": machine()}
+        content = {"seconds": seconds, "ratios": by_arm, "machine": machine()}
         table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
-    return seconds, ratios
+    return seconds, by_arm
 
 
-def first_step(experiment: Experiment, arm: Arm) -> Callable[[], float]:
-    """Return what takes an arm's first step again and again, and returns its seconds."""
+def first_step(experiment: Experiment, arm: Arm) -> Callable[[], Tensor]:
+    """Return what takes an arm's first step again and again."""
     training = Training(experiment, Run(arm, 1, 1e-6, 0))
     training.images.draw(0)
     images, labels = next(iter(training.train))
-    images = experiment.to_model(images)
-
-    def timed() -> float:
-        training.model.train()
-        began = time.perf_counter()
-        float(training.step(images, labels))
-        return time.perf_counter() - began
-
-    return timed
+    training.model.train()
+    return partial(training.step, experiment.to_model(images), labels)
 
 
 def estimate(
-    experiment: Experiment, epochs: int, step: float, ratios: dict[str, float]
-) -> list[str]:
+    experiment: Experiment, epochs: int, step: float, step_ratios: dict[str, float]
+) -> str:
     """Say how long the epochs that are left will take; a forward is taken for a third of a step."""
     data = experiment.data
     steps = (len(data.train) + len(data.test) / 3) / experiment.settings.batch_size
-    costs = [f"{name} {ratio:.3f}" for name, ratio in ratios.items() if name.startswith("TrAct")]
+    costs = [f"{arm} {cost:.3f}" for arm, cost in step_ratios.items() if arm.startswith("TrAct")]
     shown = f"; over an ordinary one: {', '.join(costs)}" if costs else ""
-    return [
-        f"  step {1000 * step:.0f} ms{shown}",
-        f"  about {in_time(epochs * steps * step)} for {epochs} epochs",
-        "",
-    ]
+    about = f"about {in_time(epochs * steps * step)} for {epochs} epochs"
+    return f"  step {1000 * step:.0f} ms{shown}\n  {about}\n"
 
 
 def planned(settings: Compare) -> tuple[list[Run], list[Run]]:
@@ -336,25 +277,15 @@ def train_all(experiment: Experiment, runs: list[Run], folder: Path, progress: P
 
 
 def final_by_lr(folder: Path, experiment: Experiment) -> pd.Series:
-    """Return the final accuracy of ordinary training, by length and learning rate."""
-    settings, rows = experiment.settings, table.read(folder / "runs.jsonl")
-    wanted = {
-        "arm": [ORDINARY.name],
-        "epochs": settings.lengths(),
-        "lr": settings.lr,
-        "seed": settings.seed_range()[: settings.grid_seeds],
-    }
-    for column, values in wanted.items():
-        rows = rows[rows[column].isin(values)]
-    last = rows[rows["epoch"] == rows["epochs"]]
-    return last.groupby(["epochs", "lr"])[experiment.metric].mean()
+    """Return the final accuracy of the runs that choose the learning rate, by length and rate."""
+    grid, _ = planned(experiment.settings)
+    rows = table.read(folder / "runs.jsonl")
+    last = rows[rows["epoch"] == rows["epochs"]].set_index(table.RUN)
+    return last.loc[[run.key for run in grid]].groupby(["epochs", "lr"])[experiment.metric].mean()
 
 
 def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
-    """Return for each length the learning rate that ordinary training ends best with.
-
-    The mean over the grid's seeds of the final accuracy decides, of equals the smaller rate.
-    """
+    """Return by length the rate that ordinary training ends best with; of equals, the smaller."""
     lengths, rates = experiment.settings.lengths(), experiment.settings.lr
     if len(rates) == 1:
         return dict.fromkeys(lengths, rates[0])
@@ -363,24 +294,16 @@ def choose_lr(folder: Path, experiment: Experiment) -> dict[int, float]:
 
 
 def answer(
-    experiment: Experiment, folder: Path, chosen: dict[int, float], ratios: dict[str, float]
+    experiment: Experiment, folder: Path, chosen: dict[int, float], step_ratios: dict[str, float]
 ) -> None:
-    """Print the verdict first, and write it with picture and table.
-
-    Args:
-        experiment: what was compared.
-        folder: of the results.
-        chosen: learning rate by length.
-        ratios: seconds of a step over those of an ordinary one, by arm.
-
-    """
+    """Print the verdict first, and write it with picture and table; rates are chosen by length."""
     settings = experiment.settings
     rows = table.read(folder / "runs.jsonl")
     rows = rows[rows["seed"].isin(settings.seed_range())]
     study = Study(experiment.metric, experiment.data.test.labels.numpy(), chosen)
     longest_first = sorted(settings.epochs, reverse=True)
     pairs = [(arm.name, n) for n in longest_first for arm in settings.arms() if arm != ORDINARY]
-    found = outcomes(rows, study, pairs, ratios)
+    found = outcomes(rows, study, pairs, step_ratios)
     rates = []
     if len(settings.lr) > 1:
         grid = final_by_lr(folder, experiment).unstack("lr").round(4)
@@ -389,7 +312,7 @@ def answer(
     if not found:
         return
     lines = summary(found)
-    picture = draw(rows, study, found, title(experiment), longest_first[0])
+    picture = draw(study, found, title(experiment), longest_first[0])
     facts = [*opening(experiment), *rates, f"on {machine()}"]
     page = write_page(title(experiment), found, picture, lines, facts, sys.argv[1:])
     csv = lines.assign(verdict=[one.sentence for one in found]).to_csv(index=False)

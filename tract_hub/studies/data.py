@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms import v2
 
 from tract_hub.errors import DataError, first_line
@@ -37,16 +38,10 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Some images and their labels.
-
-    Attributes:
-        read: returns image i, uint8, channels × height × width.
-        labels: classes as int64, one an image.
-        pixels: all images in one tensor, where they are in memory.
-
-    """
+    """Some images and their labels, int64; all in one tensor of pixels where they are in memory."""
 
     read: Callable[[int], Tensor]
+    """Returns image i: uint8, channels × height × width."""
     labels: Tensor
     pixels: Tensor | None = None
 
@@ -82,28 +77,18 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set.
-
-    Attributes:
-        name: as results show it.
-        classes: their names, in the order of the labels.
-        channels: of every image, 1 or 3.
-        train: images to train on.
-        test: images that accuracy is measured on.
-        remarks: what was done to the images, in words.
-        native_size: side in pixels, where the images are square and of one size.
-        mean: by channel, of pixels in [0, 1]; after :func:`fit`.
-        std: their deviation.
-
-    """
+    """A data set; after :func:`fit`, with mean and deviation by channel of pixels in [0, 1]."""
 
     name: str
     classes: tuple[str, ...]
+    """Their names, in the order of the labels."""
     channels: int
     train: Split
     test: Split
     remarks: tuple[str, ...] = ()
+    """What was done to the images, in words."""
     native_size: int | None = None
+    """Side in pixels, where the images are square and of one size."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -134,17 +119,10 @@ def load_images(
     max_train: int | None = None,
     max_test: int | None = None,
 ) -> ImageData:
-    """Open a data set.
+    """Open scikit-learn's digits, image folders, parquet files, a saved data set or a hub's.
 
-    Args:
-        name: ``"digits"`` (of scikit-learn), a folder of images, parquet files, a saved data set,
-            or a name on the Hugging Face hub. Without a test split, a fifth of train becomes one.
-        channels: 1 or 3 converts every image; None keeps what they are, RGB where that differs.
-        max_train: keep so many training images.
-        max_test: the same for the test images.
-
-    Raises:
-        DataError: nothing there, unreadable, or nothing that a classifier can be trained on.
+    Without a test split, a fifth of train becomes one. Channels of None keep what the images are,
+    RGB where that differs; 1 or 3 converts all.
 
     Example:
         >>> load_images("digits").counts["test"][:3]
@@ -232,13 +210,9 @@ def loader(
         shuffle=train,
         drop_last=train,
         generator=torch.Generator(),
-        collate_fn=_as_fetched,
+        collate_fn=default_convert,  # __getitems__ has made a batch
         num_workers=0 if split.pixels is not None else many,
     )
-
-
-def _as_fetched(batch: Any) -> Any:
-    return batch
 
 
 def photographs(batch: int, size: int, channels: int = 3) -> Tensor:
@@ -249,13 +223,10 @@ def photographs(batch: int, size: int, channels: int = 3) -> Tensor:
     from sklearn.datasets import load_sample_images
 
     images = [torch.tensor(i).permute(2, 0, 1).float() for i in load_sample_images().images]
-    generator = torch.Generator().manual_seed(0)
-    crops = []
-    for i in range(batch):
-        image = images[i % len(images)]
-        y, x = (int(torch.randint(n - size + 1, (), generator=generator)) for n in image.shape[1:])
-        crops.append(image[:channels, y : y + size, x : x + size])
-    pixels = torch.stack(crops)
+    crop = v2.RandomCrop(size)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        pixels = torch.stack([crop(images[i % len(images)])[:channels] for i in range(batch)])
     return (pixels - pixels.mean()) / pixels.std()
 
 
@@ -303,26 +274,23 @@ def _from_datasets(name: str, channels: int | None) -> ImageData:
     modes: Counter[str] = Counter()
     for split, rows in encoded.items():
         for i in range(0, len(rows), max(1, len(rows) // LOOKED_AT)):
-            modes[_open(rows[i][column], f"image {i} of the {split} split").mode] += 1
+            modes[_image(rows[i][column], f"image {i} of the {split} split").mode] += 1
     kept = channels or (1 if set(modes) <= {"1", "L"} else 3)
-    plain = {"1", "L"} if kept == 1 else {"RGB"}
-    others = ", ".join(
-        f"{count} {mode}" for mode, count in modes.most_common() if mode not in plain
-    )
-    kind = "grey" if kept == 1 else "RGB"
-    looked_at = f"{others} of {modes.total()} looked at"
-    remarks = [f"images converted to {kind}: {looked_at}"] if others else []
+    kind, mode, plain = ("grey", "L", {"1", "L"}) if kept == 1 else ("RGB", "RGB", {"RGB"})
+    others = ", ".join(f"{n} {found}" for found, n in modes.most_common() if found not in plain)
+    remarks = []
+    if others:
+        remarks.append(f"images converted to {kind}: {others} of {modes.total()} looked at")
     values = sorted(set(used["train"][label][:]) - {None, -1})
-    train, *found_test = [
-        Split(
-            _reader(encoded[split], column, split, kept),
+    splits = {
+        split: Split(
+            _reader(encoded[split], column, split, mode),
             _labels(rows[label][:], values, f"{split} images of {shown}"),
         )
         for split, rows in used.items()
-    ]
-    if found_test:
-        test = found_test[0]
-    else:
+    }
+    train, test = splits["train"], splits.get("test")
+    if test is None:
         train, test = _cut_test(train, TEST_SHARE, shown)
         remarks.append(f"no test split: {TEST_SHARE:.0%} of the images of each class are cut off")
     named = getattr(used["train"].features[label], "int2str", str)
@@ -413,28 +381,23 @@ def _labels(found: list[Any], values: list[Any], where: str) -> Tensor:
     return torch.tensor([number[value] for value in found], dtype=torch.int64)
 
 
-def _open(entry: dict[str, Any], which: str) -> Any:
-    """Return an image as Pillow sees it, its pixels not yet decoded."""
-    from PIL import Image
-
+def _image(entry: dict[str, Any], which: str, mode: str | None = None) -> PIL.Image.Image:
+    """Return an image in a mode of Pillow's; without one, its pixels are not decoded yet."""
     data, path = entry.get("bytes"), entry.get("path")
     try:
-        return Image.open(io.BytesIO(data) if data is not None else str(path))
+        image = PIL.Image.open(io.BytesIO(data) if data is not None else str(path))
+        if mode is None:
+            return image
+        if image.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
+            raise DataError(f"{path or which} has {image.mode} pixels; save it with 8 bits")
+        return image.convert(mode)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path or which} cannot be read; remove or repair it") from error
 
 
-def _reader(rows: Any, column: str, split: str, channels: int) -> Callable[[int], Tensor]:
+def _reader(rows: Any, column: str, split: str, mode: str) -> Callable[[int], Tensor]:
     def read(i: int) -> Tensor:
-        entry = rows[i][column]
-        which = entry.get("path") or f"image {i} of the {split} split"
-        image = _open(entry, which)
-        if image.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
-            raise DataError(f"{which} has {image.mode} pixels; save the images with 8 bits")
-        try:
-            image = image.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{which} cannot be read; remove or repair it") from error
+        image = _image(rows[i][column], f"image {i} of the {split} split", mode)
         pixels: Tensor = v2.functional.pil_to_tensor(image)
         return pixels
 

@@ -21,12 +21,7 @@ FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP")
 
 
 def inspect(settings: Inspect) -> None:
-    """Print what ``inspect_model`` says of the model of a name.
-
-    Raises:
-        TractError: there is no such model, or no first layer that can be treated exactly.
-
-    """
+    """Print what ``inspect_model`` says of the model of a name."""
     model = build_without_weights(lambda: build_model(settings.model))
     found = {"model": settings.model, **inspect_model(model, settings.batch_size)}
     if settings.json:
@@ -46,17 +41,9 @@ def inspect(settings: Inspect) -> None:
 def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
     """Locate the first layers of a model, and count what TrAct adds to a training step.
 
-    Args:
-        model: any that ``locate`` takes.
-        batch: inputs in a step.
-
-    Returns:
-        Plain data: the shapes of the ``inputs``; for each of the ``first_layers`` its names, its
-        features, the ``flops`` that TrAct adds and their ``share`` of the ordinary step (three
-        forwards); and ``warnings``.
-
-    Raises:
-        TractError: there is no first layer that can be treated exactly.
+    Returns plain data: the shapes of the ``inputs``; for each of the ``first_layers`` its names,
+    its features, the ``flops`` that TrAct adds and their ``share`` of the ordinary step (three
+    forwards of a batch of so many inputs); and ``warnings``.
 
     Example:
         >>> inspect_model(timm.create_model("resnet50"))["first_layers"][0]["weight"]
@@ -75,12 +62,11 @@ def inspect_model(model: nn.Module, batch: int = 128) -> dict[str, Any]:
     step = 3 * counter.get_total_flops() * inputs
     layers = []
     for stem in stems:
-        calls = [
-            layer.call
+        flops = sum(
+            added_flops(layer.call, inputs)
             for layer in attempt.trace.layers
             if layer.call and stem.weight_name in layer.parameters
-        ]
-        flops = sum(added_flops(call, inputs) for call in calls)
+        )
         layers.append(
             {
                 "weight": stem.weight_name,
@@ -99,12 +85,8 @@ def added_flops(call: LinearCall, inputs: float) -> float:
     """Count what TrAct adds to one call: at most, as overlapping patches share products.
 
     With R rows of n features and m outputs: R n k for the Gram matrix of k = min(R, n) sides
-    (half of its products, by symmetry), k³ / 3 for its factor, 2 n k m to solve with it.
-
-    Args:
-        call: of the first layer, in a traced forward.
-        inputs: how many times the traced batch a step has.
-
+    (half of its products, by symmetry), k³ / 3 for its factor, 2 n k m to solve with it. A step has
+    so many times the inputs of the traced call.
     """
     outputs = call.weight.shape[1] if call.name == "matmul" else call.weight.shape[0]
     rows, geometry = call.input.shape[:-1].numel(), call.convolution

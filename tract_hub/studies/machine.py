@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,14 +15,12 @@ import tract_hub
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that results may depend on, of those installed."""
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python, this package and others, of those installed."""
     found = {"python": platform.python_version(), "tract-hub": tract_hub.__version__}
-    for name in PACKAGES:
-        try:
+    for name in packages:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import logging
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import transformers
 from torch import Tensor, nn
+from torchvision.models import get_model_builder, list_models
 
 from tract_hub.errors import ModelError, TractError, first_line
 from tract_hub.names import did_you_mean
+from tract_hub.studies.data import ImageData
 from tract_hub.studies.settings import Compare
 
 
@@ -39,31 +43,25 @@ class ConvStem(nn.Module):
         return features.flatten(2).transpose(1, 2)
 
 
-def _resnet(width: int, norm_in_front: bool = True, **options: Any) -> nn.Module:
+def _resnet(width: int, norm_in_front: bool = True, **options: Any) -> Any:
     """A ResNet-18 of a width whose stem is 3 × 3 with stride 1, as the paper's for 32 × 32 images.
 
     The max-pool stays, as it does there. At width 20 it takes 35 MFLOP an image of 32 × 32.
     """
-    import timm
-
     options.pop("img_size", None)
     channels = tuple(width * 2**i for i in range(4))
-    model: Any = timm.create_model("resnet18", channels=channels, **options)
+    model = timm.create_model("resnet18", channels=channels, **options)
     old = model.conv1
     model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     if not norm_in_front:
         model.bn1 = nn.Identity()
-    built: nn.Module = model
-    return built
-
-
-def _vit(**options: Any) -> nn.Module:
-    import timm
-
-    small = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
-    model: nn.Module = timm.create_model("vit_tiny_patch16_224", **{**small, **options})
     return model
+
+
+def _vit(**options: Any) -> Any:
+    small = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    return timm.create_model("vit_tiny_patch16_224", **{**small, **options})
 
 
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -89,18 +87,10 @@ def build_model(
 ) -> nn.Module:
     """Build a model from the current random state, on the current default device.
 
-    Args:
-        name: one of ``OWN``; a name of timm (``resnet18``, ``hf-hub:timm/…``);
-            ``torchvision:NAME``; a Hugging Face folder or ``config.json``, a hub id, or a model
-            type (``vit``); or ``FILE.py:FUNCTION``.
-        classes: names of the classes of a classifier; none: the model's own head.
-        channels: of the images; None: the model's own.
-        image_size: side in pixels; None: the model's own.
-        pretrained: start from published weights; a folder's weights are taken in any case.
-        arguments: further ones, for timm's models and functions.
-
-    Raises:
-        ModelError: there is no such model, or it cannot be built so; the message says what to do.
+    Names are those of ``OWN``; of timm (``resnet18``, ``hf-hub:timm/…``); ``torchvision:NAME``; a
+    Hugging Face folder or ``config.json``, a hub id, or a model type (``vit``); and
+    ``FILE.py:FUNCTION``. What is not given is as the model has it; a folder's weights are taken
+    without ``pretrained`` too. The arguments are further ones, for timm's models and functions.
 
     Example:
         >>> build_model("narrow-resnet18", classes="ab", channels=1)(torch.zeros(1, 1, 8, 8)).shape
@@ -123,11 +113,24 @@ def build_model(
             return _from_file(Path(f"{file}.py").expanduser(), function, options | extra)
         if name.startswith("torchvision:"):
             return _torchvision(name.removeprefix("torchvision:"), options, pretrained)
-        return _named(name, classes, options, pretrained, extra)
+        model: nn.Module = _named(name, classes, options, pretrained, extra)
+        return model
     except TractError:
         raise
     except Exception as error:  # code of four zoos, and the user's: it may raise anything
         raise ModelError(f"{name} cannot be built: {first_line(error)}") from error
+
+
+def build_classifier(settings: Compare, data: ImageData, size: int | None) -> nn.Module:
+    """Build the model that a comparison asks for, for its data at an image size."""
+    return build_model(
+        settings.model,
+        classes=data.classes,
+        channels=data.channels,
+        image_size=size,
+        pretrained=settings.pretrained,
+        arguments=parsed_arguments(settings.model_arg),
+    )
 
 
 def build_without_weights(build: Callable[[], nn.Module]) -> nn.Module:
@@ -178,12 +181,11 @@ def usual_recipe(settings: Compare, model: nn.Module) -> Compare:
     its square root, weight decay 0.05, label smoothing. Others: SGD, 0.1 at a batch of 256 and in
     proportion, weight decay 1e-4. Both scale as timm's ``--lr-base``, and warm up.
     """
-    warmup = min(5.0, max(settings.epochs) / 10)
+    batch, warmup = settings.batch_size, min(5.0, max(settings.epochs) / 10)
     if any("LayerNorm" in type(module).__name__ for module in model.modules()):
-        usual = ("adamw", 1e-3 * (settings.batch_size / 1024) ** 0.5, 0.05, 0.1)
+        optimizer, lr, decay, smoothing = "adamw", 1e-3 * (batch / 1024) ** 0.5, 0.05, 0.1
     else:
-        usual = ("sgd", 0.1 * settings.batch_size / 256, 1e-4, 0.0)
-    optimizer, lr, decay, smoothing = usual
+        optimizer, lr, decay, smoothing = "sgd", 0.1 * batch / 256, 1e-4, 0.0
     open_ = {"weight_decay": decay, "warmup": warmup, "label_smoothing": smoothing}
     filled: dict[str, Any] = {k: v for k, v in open_.items() if getattr(settings, k) is None}
     if settings.optimizer == "usual":
@@ -194,13 +196,10 @@ def usual_recipe(settings: Compare, model: nn.Module) -> Compare:
 def _from_file(path: Path, function: str, options: dict[str, Any]) -> nn.Module:
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it is a file of Python
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    build = getattr(module, function, None)
+    defined = runpy.run_path(str(path))
+    build = defined.get(function)
     if not callable(build):
-        functions = [name for name, value in vars(module).items() if callable(value)]
+        functions = [name for name, value in defined.items() if callable(value)]
         raise ModelError(f"{path.name} has no {function!r}; {did_you_mean(function, functions)}")
     takes = inspect.signature(build).parameters
     every = any(p.kind is p.VAR_KEYWORD for p in takes.values())
@@ -212,8 +211,6 @@ def _from_file(path: Path, function: str, options: dict[str, Any]) -> nn.Module:
 
 def torchvision_model(name: str, **options: Any) -> nn.Module:
     """Build a model of torchvision, without weights if none are asked for; in float."""
-    from torchvision.models import get_model_builder
-
     builder = get_model_builder(name)
     takes = inspect.signature(builder).parameters
     fixed: dict[str, Any] = {k: None for k in ("weights", "weights_backbone") if k in takes}
@@ -225,8 +222,6 @@ def torchvision_model(name: str, **options: Any) -> nn.Module:
 
 
 def _torchvision(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
-    from torchvision.models import list_models
-
     if name not in list_models():
         raise ModelError(f"torchvision has no model {name!r}; {did_you_mean(name, list_models())}")
     if options.get("in_chans", 3) != 3:
@@ -245,20 +240,17 @@ def _torchvision(name: str, options: dict[str, Any], pretrained: bool) -> nn.Mod
 
 def _named(
     name: str, classes: Sequence[str], options: dict[str, Any], pretrained: bool, extra: Any
-) -> nn.Module:
+) -> Any:
     """Build what a name of timm or Transformers, a folder, or a hub id stands for."""
-    import timm
-    from transformers import CONFIG_MAPPING
-
     path = Path(name).expanduser()
     if path.exists():
         return _transformers(str(path), classes, options, True)
     if timm.is_model(name.partition(".")[0]) or name.startswith(("hf-hub:", "local-dir:")):
         return _timm(name, options, pretrained, extra)
-    if name in CONFIG_MAPPING:
+    if name in transformers.CONFIG_MAPPING:
         return _transformers(name, classes, options, False)
     if "/" not in name:
-        known = [*OWN, *timm.list_models(), *CONFIG_MAPPING]
+        known = [*OWN, *timm.list_models(), *transformers.CONFIG_MAPPING]
         raise ModelError(f"there is no model {name!r}; {did_you_mean(name, known)}")
     if name.startswith((".", "~", "/")):
         raise ModelError(f"there is no folder {name}")
@@ -267,23 +259,20 @@ def _named(
     return _transformers(name, classes, options, pretrained)
 
 
-def _timm(name: str, options: dict[str, Any], pretrained: bool, extra: Any) -> nn.Module:
-    import timm
-
+def _timm(name: str, options: dict[str, Any], pretrained: bool, extra: Any) -> Any:
     try:
         try:
-            model: nn.Module = timm.create_model(name, pretrained, **options, **extra)
+            return timm.create_model(name, pretrained, **options, **extra)
         except TypeError as error:
             # Most convolutional models take any size, and so have no such argument.
             if "img_size" not in str(error):
                 raise
             options = {key: value for key, value in options.items() if key != "img_size"}
-            model = timm.create_model(name, pretrained, **options, **extra)
+            return timm.create_model(name, pretrained, **options, **extra)
     except (OSError, RuntimeError) as error:
         if not (pretrained or name.startswith("hf-hub:")) or "size mismatch" in str(error):
             raise
         raise _not_fetched(name, error) from error
-    return model
 
 
 def _not_fetched(name: str, error: Exception) -> ModelError:
@@ -294,15 +283,10 @@ def _not_fetched(name: str, error: Exception) -> ModelError:
     )
 
 
-def _transformers(
-    name: str, classes: Sequence[str], options: dict[str, Any], weights: bool
-) -> nn.Module:
+def _transformers(name: str, classes: Sequence[str], options: dict[str, Any], weights: bool) -> Any:
     """Build a model of Transformers from a folder, a config file, a hub id or a model type."""
-    import transformers
-
     path = Path(name)
-    loading: dict[str, Any] = {"trust_remote_code": False}
-    loading |= {"local_files_only": True} if path.exists() else {}
+    loading = {"trust_remote_code": False, "local_files_only": path.exists()}
     if path.exists():
         if path.is_dir() and not (path / "config.json").is_file():
             raise ModelError(f"{path} has no config.json: pass a folder that save_pretrained wrote")
@@ -318,13 +302,10 @@ def _transformers(
         else:
             config = transformers.AutoConfig.from_pretrained(name, **loading)
         if not classes:
-            of_class = [c for c in config.architectures or () if hasattr(transformers, c)]
-            model: nn.Module = (
-                getattr(transformers, of_class[0])(config)
-                if of_class
-                else transformers.AutoModel.from_config(config, trust_remote_code=False)
-            )
-            return model
+            known = [c for c in config.architectures or () if hasattr(transformers, c)]
+            if known:
+                return getattr(transformers, known[0])(config)
+            return transformers.AutoModel.from_config(config, trust_remote_code=False)
         config.id2label = dict(enumerate(classes))
         config.label2id = {label: i for i, label in enumerate(classes)}
         channels = options.get("in_chans")
@@ -334,13 +315,12 @@ def _transformers(
                 f"the weights of {path.name} are for {had} channels, the images have {channels}: "
                 f"convert them by --channels {had}"
             )
-        auto: Any = transformers.AutoModelForImageClassification
+        auto = transformers.AutoModelForImageClassification
         if not weights:
             for key, value in (("num_channels", channels), ("image_size", options.get("img_size"))):
                 if value is not None and hasattr(config, key):
                     setattr(config, key, value)
-            fresh: nn.Module = auto.from_config(config, trust_remote_code=False)
-            return fresh
+            return auto.from_config(config, trust_remote_code=False)
         log = transformers.utils.logging  # its reports and bars would tear a study's own lines
         verbosity = log.get_verbosity()
         log.set_verbosity(logging.CRITICAL)

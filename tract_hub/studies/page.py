@@ -35,17 +35,7 @@ def write_page(
     facts: Sequence[str],
     arguments: Sequence[str],
 ) -> str:
-    """Return the page as HTML.
-
-    Args:
-        title: names model and data.
-        found: the outcomes; the first is the verdict.
-        picture: a PNG.
-        lines: the table.
-        facts: what was trained, and on what.
-        arguments: of the command.
-
-    """
+    """Return the page as HTML; the first outcome is the verdict, the picture is a PNG."""
     verdict, *others = [escape(one.sentence) for one in found] or ["Nothing is finished yet."]
     image = base64.b64encode(picture).decode()
     command = escape(f"tract-hub {shlex.join(arguments)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -14,44 +13,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from tract_hub.studies.verdict import Curves, Outcome, Study, curves, paired
+from tract_hub.studies.verdict import Curves, Outcome, Study, paired
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 ORDINARY_COLOUR = "#777777"
+PROFILE = [share / 100 for share in range(50, 101)]
+"""Shares of the ordinary final accuracy at which the speed-up is drawn."""
 
 
-def draw(
-    rows: pd.DataFrame, study: Study, found: Sequence[Outcome], title: str, epochs: int
-) -> bytes:
-    """Draw a comparison at one length of training.
-
-    Args:
-        rows: of the table.
-        study: what they were made with.
-        found: the outcomes; the first is in the title.
-        title: names model and data as they are.
-        epochs: the length.
-
-    Returns:
-        A PNG.
-
-    """
+def draw(study: Study, found: Sequence[Outcome], title: str, epochs: int) -> bytes:
+    """Draw the outcomes at one length of training, as a PNG; the first is in the title."""
     shown = [one for one in found if one.epochs == one.against == epochs]
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    mine = rows[(rows["epochs"] == epochs) & (rows["lr"] == study.lr[epochs])]
-    count = len(study.labels)
-    ordinary = curves(mine[mine["arm"] == "ordinary"], study.metric, count)
+    ordinary = shown[0].theirs
     _curve(left, ordinary, "ordinary", ORDINARY_COLOUR)
     for one, colour in zip(shown, ARM_COLOURS, strict=False):
-        ours = curves(mine[mine["arm"] == one.arm], study.metric, count)
-        both = sorted(set(ours.seeds) & set(ordinary.seeds))
-        _curve(left, ours, one.arm, colour)
-        _difference(middle, ours.of(both), ordinary.of(both), study, colour)
+        _curve(left, one.ours, one.arm, colour)
+        _difference(middle, one, colour)
         _speed(right, one, colour)
-    left.set_title(
-        f"{study.metric.replace('_', ' ').capitalize()}, mean of {len(ordinary.seeds)} seeds"
-    )
+    metric = study.metric.replace("_", " ").capitalize()
+    left.set_title(f"{metric}, mean of {len(ordinary.seeds)} seeds")
     left.set_ylabel("%")
     left.legend(frameon=False, fontsize=8)
     middle.axhline(0, color=ORDINARY_COLOUR, linewidth=1)
@@ -66,38 +48,20 @@ def draw(
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
-    verdict = textwrap.fill(shown[0].sentence if shown else "", 150)
+    verdict = textwrap.fill(shown[0].sentence, 135)
     figure.suptitle(f"{title}\n{verdict}", fontsize=11, x=0.01, ha="left")
     return _png(figure)
 
 
 def draw_lengths(rows: pd.DataFrame, study: Study, arms: Sequence[str], title: str) -> bytes:
-    """Draw the final accuracy against the length of training; bars are 95 % over the seeds.
-
-    Args:
-        rows: of the table.
-        study: what they were made with.
-        arms: names of the arms, ordinary training first.
-        title: names model and data as they are.
-
-    Returns:
-        A PNG.
-
-    """
+    """Draw final accuracy against length of training, as a PNG; bars are 95 % over the seeds."""
     figure = Figure(figsize=(6.5, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for arm, colour in zip(arms, (ORDINARY_COLOUR, *ARM_COLOURS), strict=False):
-        final = {}
-        for epochs, lr in study.lr.items():
-            mine = (rows["arm"] == arm) & (rows["epochs"] == epochs) & (rows["lr"] == lr)
-            runs = curves(rows[mine], study.metric, len(study.labels))
-            if runs.seeds:
-                final[epochs] = 100 * runs.accuracy[:, -1]
+        runs = {epochs: study.curves(rows, arm, epochs) for epochs in study.lr}
+        final = {n: 100 * one.accuracy[:, -1] for n, one in runs.items() if one.seeds}
         means = [values.mean() for values in final.values()]
-        halves = [
-            stats.t.ppf(0.975, len(v) - 1) * stats.sem(v) if len(v) > 1 else 0.0
-            for v in final.values()
-        ]
+        halves = [stats.t.ppf(0.975, len(v) - 1) * pd.Series(v).sem() for v in final.values()]
         axes.errorbar(list(final), means, halves, color=colour, label=arm, marker="o", capsize=3)
     axes.set_xscale("log")
     axes.set_xticks(list(study.lr), [str(epochs) for epochs in study.lr], minor=False)
@@ -123,9 +87,10 @@ def _curve(axes: Any, runs: Curves, name: str, colour: str) -> None:
     axes.plot(epochs, 100 * runs.accuracy.T, color=colour, linewidth=0.5, alpha=0.35)
 
 
-def _difference(axes: Any, ours: Curves, theirs: Curves, study: Study, colour: str) -> None:
-    each = ours.correct.astype(float) - theirs.correct
-    by_epoch = [paired(each[:, epoch], study.classes) for epoch in range(each.shape[1])]
+def _difference(axes: Any, outcome: Outcome, colour: str) -> None:
+    each = outcome.ours.correct.astype(float) - outcome.theirs.correct
+    classes = outcome.study.classes
+    by_epoch = [paired(each[:, epoch], classes) for epoch in range(each.shape[1])]
     mean = 100 * np.array([float(one.mean) for one in by_epoch])
     half = 100 * np.array([float(one.half_width()) for one in by_epoch])
     epochs = np.arange(1, len(mean) + 1)
@@ -136,13 +101,12 @@ def _difference(axes: Any, ours: Curves, theirs: Curves, study: Study, colour: s
         axes.errorbar(epochs, mean, half, color=colour, capsize=4)
 
 
-def _speed(axes: Any, one: Outcome, colour: str) -> None:
-    reached = [(share, ratio) for share, ratio in one.speed.items() if math.isfinite(ratio.mean)]
-    closed = [(share, ratio) for share, ratio in reached if not ratio.open]
-    level = [100 * share * one.accuracy[1] for share, _ in closed]
-    axes.plot(level, [ratio.mean for _, ratio in closed], color=colour)
-    low, high = ([getattr(ratio, end) for _, ratio in closed] for end in ("low", "high"))
-    axes.fill_between(level, low, high, color=colour, alpha=0.2, linewidth=0)
-    bounds = [(100 * share * one.accuracy[1], ratio.mean) for share, ratio in reached if ratio.open]
-    if bounds:  # not reached by every seed: lower bounds
-        axes.plot(*zip(*bounds, strict=True), "^", color=colour, markersize=3)
+def _speed(axes: Any, outcome: Outcome, colour: str) -> None:
+    profile = {100 * share * outcome.accuracy[1]: outcome.speed(share) for share in PROFILE}
+    closed = {level: ratio for level, ratio in profile.items() if not ratio.open}
+    axes.plot(list(closed), [ratio.mean for ratio in closed.values()], color=colour)
+    low, high = ([getattr(ratio, end) for ratio in closed.values()] for end in ("low", "high"))
+    axes.fill_between(list(closed), low, high, color=colour, alpha=0.2, linewidth=0)
+    bounds = {level: ratio.mean for level, ratio in profile.items() if ratio.open}
+    # Lower bounds: levels that not every seed reached.
+    axes.plot(list(bounds), list(bounds.values()), "^", color=colour, markersize=3)

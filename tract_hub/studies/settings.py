@@ -12,28 +12,23 @@ from typing import Literal
 
 import tyro
 
+from tract_hub.config import Damping
 from tract_hub.errors import SettingsError
 from tract_hub.names import did_you_mean
-
-Damping = Literal["absolute", "relative"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: what a study compares.
-
-    Attributes:
-        lam: damping λ of TrAct; None trains with the ordinary gradient.
-        damping: what λ is relative to; see :func:`tract_hub.enable`.
-        rescaled: scale TrAct's gradient of each first layer to the norm of the ordinary one.
-        stem_lr: learning rate of the first layers, as a multiple of that of the other layers.
-
-    """
+    """One way to train: what a study compares."""
 
     lam: float | None = None
+    """Damping λ of TrAct; None trains with the ordinary gradient."""
     damping: Damping = "absolute"
+    """What λ is relative to; see :func:`tract_hub.enable`."""
     rescaled: bool = False
+    """Scale TrAct's gradient of each first layer to the norm of the ordinary one."""
     stem_lr: float = 1.0
+    """Learning rate of the first layers, as a multiple of that of the other layers."""
 
     @property
     def name(self) -> str:
@@ -49,14 +44,9 @@ ORDINARY = Arm()
 
 @dataclass(frozen=True)
 class Run:
-    """One training: an arm, its length, its learning rate and its seed.
+    """One training: an arm, its length, its peak learning rate and its seed.
 
-    Attributes:
-        arm: what is trained.
-        epochs: length of the training; the learning-rate schedule ends with it.
-        lr: peak learning rate.
-        seed: of the weights, the order of the images, augmentation and dropout.
-
+    The seed is that of the weights, the order of the images, augmentation and dropout.
     """
 
     arm: Arm
@@ -217,11 +207,7 @@ OF_A_CALL = {"recipe", "seeds", "first_seed", "grid_seeds", "threads", "workers"
 # Size, length and rate of the default by scripts/studies/default_study.py, from ordinary runs.
 _DIGITS = Compare(threads=1, image_size=16, epochs=(2,), lr=(0.1,), seeds=20)
 _CIFAR = Compare(
-    data="uoft-cs/cifar10",
-    augment="crop-flip",
-    batch_size=128,
-    epochs=(100,),
-    seeds=5,
+    data="uoft-cs/cifar10", augment="crop-flip", batch_size=128, epochs=(100,), seeds=5
 )
 _NARROW = replace(
     _CIFAR, batch_size=64, epochs=(10,), seeds=3, threads=1, channels_last=True, lr=(0.16,)
@@ -258,12 +244,7 @@ Compare.__doc__ = (Compare.__doc__ or "").format(recipes=", ".join(RECIPES))
 
 
 def recipe_of(arguments: Sequence[str]) -> Compare:
-    """Return the starting values that a command line asks for.
-
-    Raises:
-        SettingsError: there is no such recipe.
-
-    """
+    """Return the starting values that a command line asks for."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     if "--recipe" in words:
         name = (words[words.index("--recipe") + 1 :] or [""])[0]

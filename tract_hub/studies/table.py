@@ -11,7 +11,8 @@ import base64
 import json
 import os
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +27,31 @@ COLUMNS = ["study", *RUN, "epoch", "loss", "accuracy", "balanced_accuracy", "sec
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, whole or not at all; several processes may append to one file.
-
-    Raises:
-        StudyError: the file cannot be written; the rows before are there still.
-
-    """
+    """Add a row, whole or not at all; several processes may append to one file."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _written(path), path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
         # A process that was killed may have left half a line.
-        with path.open("ab+", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            cut = end > 0 and file.read(1) != b"\n"
-            file.write(b"\n" + line if cut else line)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        cut = end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" + line if cut else line)
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Return the rows, each epoch of a run once.
-
-    An interrupted run may have trained its last epoch again: the later row stands.
-    """
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of any file of JSON lines; of none, if it is not there."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError):  # half a line of a killed process
             rows.append(json.loads(line))
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    return rows
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the table, each epoch of a run once.
+
+    An interrupted run may have trained its last epoch again: the later row stands.
+    """
+    table = pd.DataFrame(rows_of(path), columns=COLUMNS)
     table = table.drop_duplicates([*RUN, "epoch"], keep="last")
     return table.astype({"loss": float}).sort_values([*RUN, "epoch"], ignore_index=True)
 
@@ -77,24 +74,17 @@ def unpack_labels(text: str) -> npt.NDArray[np.uint16]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, never sees half of it; make its folder.
-
-    Raises:
-        StudyError: it cannot be written; what was there before is there still.
-
-    """
+    """Write a file so that a reader, or a crash, never sees half of it; make its folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _unwritable(path, error) from error
+    with _written(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -103,8 +93,14 @@ def markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def _unwritable(path: Path, error: OSError) -> StudyError:
-    return StudyError(
-        f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and run "
-        "the same command again"
-    )
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Make a file's folder, and say what to do where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written: {error.strerror}; see to that, or pass another --out, and "
+            "run the same command again"
+        ) from error

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ import tract_hub
 from tract_hub.errors import SettingsError
 from tract_hub.names import did_you_mean
 from tract_hub.studies import table
-from tract_hub.studies.data import ImageData, loader
-from tract_hub.studies.models import build_model, logits_of, parsed_arguments
+from tract_hub.studies.data import Batch, ImageData, loader
+from tract_hub.studies.models import build_classifier, logits_of
 from tract_hub.studies.settings import ORDINARY, Arm, Compare, Run
 
 EPOCH_SEED = 1_000_003
@@ -33,16 +33,7 @@ EPOCH_SEED = 1_000_003
 
 
 def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerator:
-    """Return the Accelerator of this process.
-
-    Args:
-        device: ``auto``, or a device of torch.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-
-    Raises:
-        SettingsError: the device is not here, or cannot compute so.
-
-    """
+    """Return the Accelerator of this process, for the settings' device and precision."""
     if precision == "fp16" and (device == "cpu" or not torch.accelerator.is_available()):
         raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
     if device != "auto":
@@ -62,13 +53,8 @@ def make_accelerator(device: str = "auto", precision: str = "fp32") -> Accelerat
 class Step:
     """One training step: forward, backward and, with an optimizer, the update.
 
-    Args:
-        accelerator: of the process.
-        model: in training mode, prepared by the accelerator.
-        optimizer: prepared; None leaves the weights as they are.
-        label_smoothing: of the loss.
-        before_update: called between backward and update.
-
+    Model and optimizer are prepared by the accelerator; ``before_update`` is called between
+    backward and update.
     """
 
     def __init__(
@@ -95,61 +81,31 @@ class Step:
         return loss.detach()
 
 
-def interleave(timers: Sequence[Callable[[], float]], rounds: int) -> Iterator[list[float]]:
-    """Yield the times of each round, in the order of the timers.
-
-    Timers take turns, backwards in every second round, so that a change in the machine's load
-    meets all of them.
-    """
-    for number in range(rounds):
-        order = list(enumerate(timers))
-        times = {i: timer() for i, timer in (order if number % 2 == 0 else order[::-1])}
-        yield [times[i] for i in range(len(timers))]
-
-
 class Rescaled:
-    """Scales TrAct's gradients of the first layers to the norm of their ordinary gradients.
+    """Gives TrAct's gradients of the first layers the norms of their ordinary gradients.
 
-    The ordinary gradient is computed beside it, from the layer's input and the gradient of its
-    output, by the forward of the module's class, on which TrAct is not.
+    With the global scope, a backward leaves the ordinary gradient, and ``finish`` corrects it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.norms: dict[nn.Module, Tensor] = {}
-        self.modules = [stem.module for stem in tract_hub.locate(model)]
-        for module in self.modules:
-            module.register_forward_hook(self._watch)
-
-    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda grad: self._note(module, inputs, grad))
-
-    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], grad: Tensor) -> None:
-        with torch.enable_grad():
-            output = type(module).forward(module, *inputs)
-        (ordinary,) = torch.autograd.grad(output, [module.get_parameter("weight")], grad)
-        self.norms[module] = ordinary.norm()
+        stem, *_ = tract_hub.status(model)
+        self.model = tract_hub.enable(model, stem.lam, damping=stem.damping, scope="global")
+        self.names = [stem.weight_name for stem in tract_hub.status(model)]
 
     def __call__(self) -> None:
-        """Scale the gradients of the last backward."""
-        for module in self.modules:
-            gradient = module.get_parameter("weight").grad
-            if gradient is not None and module in self.norms:
-                gradient.mul_(self.norms[module] / gradient.norm().clamp_min(1e-30))
+        """Correct the gradients of the last backward, and scale them."""
+        weights = [self.model.get_parameter(name) for name in self.names]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norms = [gradient.norm() for gradient in gradients]
+        tract_hub.finish(self.model)
+        for gradient, norm in zip(gradients, norms, strict=True):
+            gradient.mul_(norm / gradient.norm().clamp_min(1e-30))
 
 
 def make_optimizer(model: nn.Module, settings: Compare, lr: float, stem_lr: float) -> Any:
     """Return timm's optimizer of a name, biases and norms without weight decay.
 
-    Args:
-        model: whose weights it updates.
-        settings: name, momentum and weight decay.
-        lr: peak learning rate.
-        stem_lr: multiple of it for the first layers' weights.
-
-    Raises:
-        SettingsError: timm has no such optimizer.
-
+    The peak learning rate of the first layers' weights is the others' times ``stem_lr``.
     """
     name, decay, known = settings.optimizer, settings.weight_decay or 0.0, list_optimizers()
     if name not in known:
@@ -182,16 +138,7 @@ def learning_rate(settings: Compare, steps: int, epochs: int) -> Callable[[int],
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all runs of a study share.
-
-    Attributes:
-        study: its name.
-        settings: without anything left open.
-        data: fitted to the image size.
-        size: side of the images in pixels.
-        accelerator: of the process.
-
-    """
+    """What all runs of a study share: complete settings, and data fitted to the image size."""
 
     study: str
     settings: Compare
@@ -212,14 +159,7 @@ class Experiment:
     def model(self, seed: int, arm: Arm = ORDINARY) -> nn.Module:
         """Return a fresh model of an arm; all arms of a seed have the same weights."""
         set_seed(seed)
-        model = build_model(
-            self.settings.model,
-            classes=self.data.classes,
-            channels=self.data.channels,
-            image_size=self.size,
-            pretrained=self.settings.pretrained,
-            arguments=parsed_arguments(self.settings.model_arg),
-        )
+        model = build_classifier(self.settings, self.data, self.size)
         if arm.lam is not None:
             tract_hub.enable(model, arm.lam, damping=arm.damping)
         model = model.to(self.accelerator.device).to(memory_format=self.form)
@@ -234,13 +174,7 @@ class Experiment:
 
 
 class Training:
-    """One run, an epoch at a time; each epoch's random draws depend on seed and epoch alone.
-
-    Args:
-        experiment: what it has in common with others.
-        run: what is its own.
-
-    """
+    """One run, an epoch at a time; each epoch's random draws depend on seed and epoch alone."""
 
     def __init__(self, experiment: Experiment, run: Run) -> None:
         settings, data, self.run = experiment.settings, experiment.data, run
@@ -276,10 +210,15 @@ class Training:
         self.images.draw(seed)
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
-        for images, labels in self.train:
-            total += self.step(self.experiment.to_model(images), labels)
+        for images, labels in self.batches():
+            total += self.step(images, labels)
             self.schedule.step()
         return float(self.accelerator.reduce(total, "mean")) / len(self.train)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the normalised images of an epoch and their labels."""
+        for images, labels in self.train:
+            yield self.experiment.to_model(images), labels
 
     @torch.no_grad()
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -320,17 +259,10 @@ def train(
     after: Callable[[dict[str, Any]], bool | None],
     save_every: int = 1,
 ) -> bool:
-    """Train a run, from where it was interrupted, and append its rows to ``runs.jsonl``.
+    """Train a run, from where it was interrupted; append its rows; return whether it is done.
 
-    Args:
-        training: the run, at its beginning.
-        folder: of the results.
-        after: called with each epoch's row; returns whether to stop there, to go on another time.
-        save_every: epochs, of which a run that is killed loses the last ones.
-
-    Returns:
-        Whether the run is done.
-
+    ``after`` is called with each epoch's row, and returns whether to stop there, to go on another
+    time. A run that is killed loses the epochs after the last that was saved.
     """
     experiment, run = training.experiment, training.run
     state, main = folder / "state" / f"{run.slug}.pt", experiment.accelerator.is_main_process
@@ -358,14 +290,12 @@ def train(
             if main:
                 table.append(folder / "runs.jsonl", row)
             stop = bool(after(row))
-        if last == run.epochs:
+        done = last
+        if main and done < run.epochs and (stop or done % save_every == 0):
+            training.save(state, done)
+        if stop or done == run.epochs:
             break
-        if main and (stop or epoch % save_every == 0):
-            training.save(state, epoch)
-        if stop:
-            experiment.accelerator.free_memory()
-            return False
-    if main:
+    if main and done == run.epochs:
         state.unlink(missing_ok=True)
     experiment.accelerator.free_memory()
-    return True
+    return done == run.epochs

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ WORTH_SHOWING = 0.03
 """A difference that a user would act on, in accuracy: how many seeds would show it is said."""
 LEVELS = (0.5, 0.8, 0.95)
 """Shares of the ordinary final accuracy at which the speed-up is told."""
-PROFILE = tuple(float(share) for share in np.arange(50, 101) / 100)
 ABOVE_CHANCE = 0.02
 """Share of the way from chance to 100 % below which a training has learned nothing to compare."""
 
@@ -37,7 +38,8 @@ class Interval:
 
     def points(self) -> str:
         """Write a difference of accuracies: ``"+4.1 points [+0.3, +7.9]"``."""
-        mean, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in self)
+        ends = (self.mean, self.low, self.high)
+        mean, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in ends)
         return f"{mean} points [{low}, {high}]"
 
     def ratio(self) -> str:
@@ -50,25 +52,19 @@ class Interval:
             return f"{self.mean:.2f} or more [{self.low:.2f}, …]"
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
-    def __iter__(self) -> Any:
-        return iter((self.mean, self.low, self.high))
-
     def __mul__(self, factor: float) -> Interval:
         return Interval(self.mean * factor, self.low * factor, self.high * factor, self.open)
 
 
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Variance:
-    """Mean paired difference and the variances of that mean, by source; arrays of any shape.
+    """Mean paired difference, and the variances of that mean; arrays of any shape.
 
-    Attributes:
-        mean: over seeds and test images.
-        seed: of the mean over these seeds, as it would differ with other seeds.
-        test: the same, with other test images.
-        floor: the least variance of the mean that test images of this number can show.
-        seeds: how many.
-        images: how many.
-
+    They are those with other seeds, with other test images, and the least that so many test images
+    can show.
     """
 
     mean: Array
@@ -104,12 +100,8 @@ def paired(differences: Array, labels: npt.NDArray[Any] | None = None) -> Varian
     of the images' noise, and what differs between images a part of the seeds'. That part is in
     both; it is taken off one of them.
 
-    Args:
-        differences: … × seeds × test images: correct with TrAct (1 or 0) less correct without, or
-            a mean of such over epochs.
-        labels: classes of the images, whose means count alike (balanced accuracy); None: each
-            image counts alike.
-
+    Differences are … × seeds × test images: correct with TrAct (1 or 0) less correct without, or a
+    mean of such over epochs. With labels, the means of the classes count alike (balanced accuracy).
     """
     seeds, images = differences.shape[-2:]
     labels = np.zeros(images, dtype=int) if labels is None else np.unique(labels, False, True)[1]
@@ -149,11 +141,7 @@ def seeds_needed(variance: Variance) -> int | None:
 class Curves:
     """The runs of one arm at one length and learning rate.
 
-    Attributes:
-        seeds: in order.
-        accuracy: seeds × epochs, in the study's metric.
-        correct: seeds × epochs × test images.
-
+    Accuracy, in the study's metric, is seeds × epochs; correct is seeds × epochs × test images.
     """
 
     seeds: tuple[int, ...]
@@ -166,25 +154,10 @@ class Curves:
         return Curves(tuple(seeds), self.accuracy[at], self.correct[at])
 
 
-def curves(rows: pd.DataFrame, metric: str, images: int) -> Curves:
-    """Return the finished runs in rows of one arm, length and learning rate."""
-    finished = rows.groupby("seed").filter(lambda run: len(run) == run["epochs"].iloc[0])
-    if finished.empty:
-        return Curves((), np.empty((0, 0)), np.empty((0, 0, images), dtype=bool))
-    accuracy = finished.pivot(index="seed", columns="epoch", values=metric)
-    texts = finished.pivot(index="seed", columns="epoch", values="correct").to_numpy()
-    correct = np.array([[table.unpack(text, images) for text in line] for line in texts])
-    return Curves(tuple(map(int, accuracy.index)), accuracy.to_numpy(dtype=float), correct)
-
-
 def epochs_to(curve: Array, level: float, start: float) -> float:
     """Return the epochs until an accuracy is reached first, interpolated; infinity if it is not.
 
-    Args:
-        curve: accuracy after each epoch.
-        level: to reach.
-        start: accuracy before the first epoch: chance.
-
+    The curve holds the accuracy after each epoch; before the first one it is at the start: chance.
     """
     best = np.maximum.accumulate(np.concatenate([[start], curve]))
     if level > best[-1]:
@@ -197,26 +170,19 @@ def epochs_to(curve: Array, level: float, start: float) -> float:
 
 
 def epoch_ratio(arm: Curves, ordinary: Curves, share: float, start: float) -> Interval:
-    """Return the epochs that an arm needs over those of ordinary training, by seed.
+    """Return the epochs that an arm needs over those of ordinary training, paired by seed.
 
-    Args:
-        arm: the arm's runs.
-        ordinary: those of the same seeds with the ordinary gradient.
-        share: of each ordinary run's final accuracy, which both are to reach.
-        start: accuracy before the first epoch.
-
-    Returns:
-        Geometric mean and interval over seeds. A run that does not reach the level counts with its
-        whole length, which is a lower bound; the interval is then open above. Not a number where
-        the level is no higher than the start.
-
+    The level to reach is a share of each ordinary run's final accuracy. Geometric mean and
+    interval are over seeds. A run that does not reach the level counts with its whole length,
+    which is a lower bound; the interval is then open above. Not a number where the level is no
+    higher than the start.
     """
     logs, censored = [], False
     for ours, theirs in zip(arm.accuracy, ordinary.accuracy, strict=True):
         level = share * theirs[-1]
         own, other = epochs_to(ours, level, start), epochs_to(theirs, level, start)
         if not 0 < other < math.inf or own == 0:
-            return Interval(math.nan, math.nan, math.nan)
+            return NO_INTERVAL
         censored |= math.isinf(own)
         logs.append(math.log(min(own, len(ours)) / other))
     mean = float(np.mean(logs))
@@ -229,13 +195,10 @@ def epoch_ratio(arm: Curves, ordinary: Curves, share: float, start: float) -> In
 
 @dataclass(frozen=True)
 class Study:
-    """What the figures of a study need to know beside its rows.
+    """What the figures need to know beside the rows.
 
-    Attributes:
-        metric: ``"accuracy"`` or ``"balanced_accuracy"``.
-        labels: classes of the test images.
-        lr: the learning rate at each length.
-
+    That is the metric, a column of the table; the classes of the test images; and the learning
+    rate at each length.
     """
 
     metric: str
@@ -259,49 +222,69 @@ class Study:
         noise = 2 * math.sqrt(self.chance * (1 - self.chance) / len(self.labels))
         return accuracy <= self.chance + max(noise, ABOVE_CHANCE * (1 - self.chance))
 
-
-NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+    def curves(self, rows: pd.DataFrame, arm: str, epochs: int) -> Curves:
+        """Return the finished runs of an arm at a length."""
+        own = (rows["arm"] == arm) & (rows["epochs"] == epochs) & (rows["lr"] == self.lr[epochs])
+        finished = rows[own].groupby("seed").filter(lambda run: len(run) == epochs)
+        images = len(self.labels)
+        if finished.empty:
+            return Curves((), np.empty((0, epochs)), np.empty((0, epochs, images), dtype=bool))
+        accuracy = finished.pivot(index="seed", columns="epoch", values=self.metric)
+        texts = finished.pivot(index="seed", columns="epoch", values="correct").to_numpy()
+        correct = np.array([[table.unpack(text, images) for text in line] for line in texts])
+        return Curves(tuple(map(int, accuracy.index)), accuracy.to_numpy(dtype=float), correct)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One arm against ordinary training, paired by seed.
+    """One arm at its length against ordinary training, by the seeds that finished both.
 
-    Attributes:
-        arm: its name.
-        epochs: its length.
-        against: length of the ordinary training; a longer one where it is asked whether a shorter
-            training reaches the same.
-        accuracy: mean final accuracies of the arm and of ordinary training.
-        difference: of the final accuracies.
-        curve: mean over the epochs of the difference; not a number for other lengths.
-        speed: ratio of epochs by share of the ordinary final accuracy.
-        step: seconds of a step over those of an ordinary one.
-        collapsed: ordinary trainings that ended at chance.
-        study: what the runs were made with.
-
+    The ordinary training's length, ``against``, is a longer one where it is asked whether a shorter
+    training reaches the same. ``step`` is the seconds of a step over those of an ordinary one.
     """
 
     arm: str
     epochs: int
     against: int
-    accuracy: tuple[float, float]
-    difference: Variance
-    curve: Interval
-    speed: dict[float, Interval]
+    ours: Curves
+    theirs: Curves
     step: float
-    collapsed: int
     study: Study
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs."""
+        return len(self.ours.seeds)
+
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """Mean final accuracies of the arm and of ordinary training."""
+        return float(self.ours.accuracy[:, -1].mean()), float(self.theirs.accuracy[:, -1].mean())
+
+    @cached_property
+    def difference(self) -> Variance:
+        """Of the final accuracies."""
+        last = self.ours.correct[:, -1].astype(float) - self.theirs.correct[:, -1]
+        return paired(last, self.study.classes)
 
     @property
     def final(self) -> Interval:
         """Difference of the final accuracies."""
         return self.difference.interval()
 
-    @property
-    def seeds(self) -> int:
-        """How many pairs."""
-        return self.difference.seeds
+    @cached_property
+    def curve(self) -> Interval:
+        """Mean over the epochs of the difference, of trainings of one length."""
+        if self.epochs != self.against:
+            return NO_INTERVAL
+        mean = self.ours.correct.mean(1) - self.theirs.correct.mean(1)
+        return paired(mean, self.study.classes).interval()
+
+    def speed(self, share: float) -> Interval:
+        """Ratio of epochs to a share of the ordinary final accuracy, of trainings of one length."""
+        if self.epochs != self.against:
+            return NO_INTERVAL
+        return epoch_ratio(self.ours, self.theirs, share, self.study.chance)
 
     @property
     def sentence(self) -> str:
@@ -325,7 +308,7 @@ class Outcome:
             verb = "helped" if final.low > 0 else "hurt"
             said = f"{arm} {verb}: {final.points()} {when}, {self.seeds} seeds"
             share = LEVELS[-1]
-            ratio = self.speed.get(share, NO_INTERVAL)
+            ratio = self.speed(share)
             if not math.isnan(ratio.mean):
                 reached = f"{share * level:.0%} in {ratio.ratio()} of the epochs"
                 said += f"; it reaches ordinary training's {reached}"
@@ -336,8 +319,9 @@ class Outcome:
                 side = "ahead" if self.curve.low > 0 else "behind"
                 said += f". On the way it was {side}: {self.curve.points()}, mean over the epochs"
         said += ". 2 seeds are few: give at least 3." if self.seeds == 2 else "."
-        if self.collapsed:
-            said += f" {self.collapsed} of {self.seeds} ordinary trainings ended at chance."
+        collapsed = sum(map(self.study.at_chance, self.theirs.accuracy[:, -1]))
+        if collapsed:
+            said += f" {collapsed} of {self.seeds} ordinary trainings ended at chance."
         return said
 
     def _what_would_settle_it(self) -> str:
@@ -351,61 +335,26 @@ class Outcome:
         return f"; about {max(needed, self.seeds + 1)} seeds would show 3 points"
 
 
-def outcome(
-    rows: pd.DataFrame, study: Study, arm: str, epochs: int, against: int, step: float = 1.0
-) -> Outcome | None:
-    """Compare an arm with ordinary training by the seeds that finished both; None: no seed did."""
-
-    def runs(name: str, length: int) -> Curves:
-        mine = (rows["arm"] == name) & (rows["epochs"] == length) & (rows["lr"] == study.lr[length])
-        return curves(rows[mine], study.metric, len(study.labels))
-
-    ours, theirs = runs(arm, epochs), runs("ordinary", against)
-    both = sorted(set(ours.seeds) & set(theirs.seeds))
-    if not both:
-        return None
-    ours, theirs = ours.of(both), theirs.of(both)
-    last = ours.correct[:, -1].astype(float) - theirs.correct[:, -1]
-    curve, speed = NO_INTERVAL, {}
-    if epochs == against:
-        mean = ours.correct.mean(1) - theirs.correct.mean(1)
-        curve = paired(mean, study.classes).interval()
-        speed = {share: epoch_ratio(ours, theirs, share, study.chance) for share in PROFILE}
-    return Outcome(
-        arm,
-        epochs,
-        against,
-        (float(ours.accuracy[:, -1].mean()), float(theirs.accuracy[:, -1].mean())),
-        paired(last, study.classes),
-        curve,
-        speed,
-        step,
-        sum(study.at_chance(accuracy) for accuracy in theirs.accuracy[:, -1]),
-        study,
-    )
-
-
 def outcomes(
     rows: pd.DataFrame,
     study: Study,
     arms: Sequence[tuple[str, int]],
-    steps: dict[str, float] | None = None,
+    steps: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Outcome]:
     """Compare arms at their lengths with ordinary training of that length, and of longer ones.
 
-    Args:
-        rows: of the table.
-        study: what they were made with.
-        arms: name and length of each, the one that the verdict is about first.
-        steps: seconds of a step over those of an ordinary one, by arm.
-
+    The arm that the verdict is about comes first; steps are seconds over those of ordinary ones.
     """
-    found = [
-        outcome(rows, study, arm, epochs, against, (steps or {}).get(arm, 1.0))
-        for arm, epochs in arms
-        for against in sorted(length for length in study.lr if length >= epochs)
-    ]
-    return [one for one in found if one is not None]
+    found = []
+    for arm, epochs in arms:
+        for against in sorted(length for length in study.lr if length >= epochs):
+            ours = study.curves(rows, arm, epochs)
+            theirs = study.curves(rows, "ordinary", against)
+            both = sorted(set(ours.seeds) & set(theirs.seeds))
+            if both:
+                pair, step = (ours.of(both), theirs.of(both)), steps.get(arm, 1.0)
+                found.append(Outcome(arm, epochs, against, *pair, step, study))
+    return found
 
 
 def summary(found: Sequence[Outcome]) -> pd.DataFrame:
@@ -423,7 +372,7 @@ def summary(found: Sequence[Outcome]) -> pd.DataFrame:
             "mean over epochs": "—" if math.isnan(one.curve.mean) else one.curve.points(),
         }
         for share in LEVELS:
-            ratio = one.speed.get(share, NO_INTERVAL)
+            ratio = one.speed(share)
             line[f"epochs to {share:.0%}"] = ratio.ratio()
             line[f"seconds to {share:.0%}"] = (ratio * one.step).ratio()
         lines.append(line)

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from accelerate import init_empty_weights
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from tract_hub.locator.zoos.huggingface import takes_pixels
 
@@ -22,7 +25,7 @@ LACKING: dict[str, dict[str, Any]] = json.loads(
 Builder = Callable[[], nn.Module]
 
 
-def models() -> Iterator[tuple[str, Builder]]:
+def huggingface_models() -> Iterator[tuple[str, Builder]]:
     """Yield the name of each model type that takes pixels, and what builds its first such class."""
     for model_type, names in _auto_classes().items():
         for name in names:
@@ -34,8 +37,6 @@ def models() -> Iterator[tuple[str, Builder]]:
 
 def build(cls: Any) -> nn.Module:
     """Build a model with its class's default config; its parameters take no memory."""
-    from accelerate import init_empty_weights
-
     try:
         with init_empty_weights():  # buffers keep their values, as in a model in use
             model: nn.Module = cls(_config(cls))
@@ -47,8 +48,6 @@ def build(cls: Any) -> nn.Module:
 
 def _auto_classes() -> dict[str, list[str]]:
     """Model type → the names of its classes, the base model first."""
-    from transformers.models.auto import modeling_auto
-
     found: dict[str, dict[str, None]] = {}
     for mapping, table in vars(modeling_auto).items():
         if not (mapping.startswith("MODEL_") and mapping.endswith("MAPPING_NAMES")):
@@ -61,8 +60,6 @@ def _auto_classes() -> dict[str, list[str]]:
 
 def _class_named(name: str) -> Any:
     """A class of Transformers; None where a library that it needs is not installed."""
-    import transformers
-
     cls = getattr(transformers, name, None)
     try:
         return cls if inspect.isfunction(getattr(cls, "forward", None)) else None
@@ -74,12 +71,6 @@ def _config(cls: Any) -> Any:
     """The default config of a class, with what it lacks to build or to run."""
     kind = cls.config_class.model_type
     if kind == "vision-encoder-decoder":
-        return _pair(cls.config_class)
+        pair = (transformers.CONFIG_MAPPING[part]() for part in ("vit", "gpt2"))
+        return cls.config_class.from_encoder_decoder_configs(*pair)
     return cls.config_class(**LACKING.get(kind, {}))
-
-
-def _pair(config_class: Any) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    vision, text = CONFIG_MAPPING["vit"](), CONFIG_MAPPING["gpt2"]()
-    return config_class.from_encoder_decoder_configs(vision, text)
