@@ -173,6 +173,8 @@ def opening(experiment: Experiment) -> list[str]:
 def title(experiment: Experiment) -> str:
     """Name model and data as they are."""
     model, data = experiment.settings.names()
+    if experiment.settings.model_arg:
+        model += f" ({', '.join(experiment.settings.model_arg)})"
     shape = f"{experiment.data.channels} × {experiment.size} × {experiment.size}"
     return f"{model} on {data}: {len(experiment.data.train)} training images of {shape}"
 
