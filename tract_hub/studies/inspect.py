@@ -14,6 +14,7 @@ import tract_hub
 from tract_hub.errors import TractWarning
 from tract_hub.locator.search import follow
 from tract_hub.method.calls import LinearCall
+from tract_hub.method.gram import count_rows
 from tract_hub.studies.models import build_model, build_without_weights
 from tract_hub.studies.settings import Inspect
 
@@ -89,16 +90,10 @@ def added_flops(call: LinearCall, inputs: float) -> float:
     so many times the inputs of the traced call.
     """
     outputs = call.weight.shape[1] if call.name == "matmul" else call.weight.shape[0]
-    rows, geometry = call.input.shape[:-1].numel(), call.convolution
-    if geometry is not None:
-        dims = len(geometry.kernel)
-        rows = call.input.shape[0] if call.input.ndim == dims + 2 else 1
-        for axis, size in enumerate(call.input.shape[-dims:]):
-            reach = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1
-            rows *= (size + sum(geometry.padding[axis]) - reach) // geometry.stride[axis] + 1
+    rows = count_rows(call) * inputs
     groups, n, m = call.groups, call.in_features, outputs / call.groups
-    k = min(rows * inputs, n)
-    return groups * (rows * inputs * n * k + k**3 / 3 + 2 * n * k * m)
+    k = min(rows, n)
+    return groups * (rows * n * k + k**3 / 3 + 2 * n * k * m)
 
 
 def in_units(count: float) -> str:
