@@ -23,26 +23,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Flow:
-    """How the pixels reached a tensor.
+    """How the pixels reached a tensor."""
 
-    Attributes:
-        kind: what the tensor is; None where it did not come from the pixels.
-        inputs: the forward's inputs whose pixels they are.
-        path: operations passed, in order.
-        passed: what normalised or shifted the pixels on the way: learnt amounts, or their own.
-        frozen: the frozen maps passed.
-        statistic: whether it is a few numbers an image, such as its mean.
-        parameters: where ``kind`` is None, the names of the parameters it was computed from.
-
-    """
-
-    kind: Kind | None = None
-    inputs: tuple[str, ...] = ()
-    path: tuple[str, ...] = ()
-    passed: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = ()
-    statistic: bool = False
-    parameters: frozenset[str] = frozenset()
+    kind: Kind | None = None  # None where it did not come from the pixels
+    inputs: tuple[str, ...] = ()  # of the forward, whose pixels they are
+    path: tuple[str, ...] = ()  # operations passed, in order
+    passed: tuple[str, ...] = ()  # what normalised or shifted the pixels: learnt, or their own
+    frozen: tuple[str, ...] = ()  # maps passed
+    statistic: bool = False  # whether it is a few numbers an image, such as its mean
+    parameters: frozenset[str] = frozenset()  # where ``kind`` is None: it was computed from these
 
 
 NOTHING = Flow()
@@ -90,28 +79,20 @@ _SHIFTS = MOVES | FIRST_ONLY | {"Mul", "Addcmul"}
 _QUIET = {"t", "clone", "alias", "detach", "view_as"}
 """Left out of a path."""
 
-UnknownLayer = Callable[[str, Flow, frozenset[str]], None]
-
 
 @dataclass
 class Graph:
     """What autograd remembers of one forward.
 
-    Attributes:
-        leaves: ``id`` of the tensors that are pixels → the input that they are in.
-        names: ``id`` of the parameters → their names.
-        trainable: names of the parameters that take a gradient; the others are constants.
-        unknown_layer: called with a layer that no known function applied to the pixels: the
-            operation, what it reads, and its parameters.
-        passed_layer: whether the pixels have passed a first layer by now.
-
+    ``unknown_layer`` is called with a layer that no known function applied to the pixels: the
+    operation, what it reads, and its parameters.
     """
 
-    leaves: Mapping[int, str]
-    names: Mapping[int, str]
-    trainable: frozenset[str]
-    unknown_layer: UnknownLayer
-    passed_layer: bool = False
+    leaves: Mapping[int, str]  # ``id`` of the tensors that are pixels → the input they are in
+    names: Mapping[int, str]  # ``id`` of the parameters → their names
+    trainable: frozenset[str]  # names of parameters; the others are constants
+    unknown_layer: Callable[[str, Flow, frozenset[str]], None]
+    passed_layer: bool = False  # whether the pixels have passed a first layer by now
     _known: dict[Any, Flow] = field(default_factory=dict)  # holds the nodes: they stay themselves
 
     def flow(self, tensor: Tensor) -> Flow:
@@ -218,18 +199,11 @@ class Graph:
             return Kind.FEATURES
         if operation in NORMALISATIONS:  # behind a frozen map it is features that are normalised
             return Kind.NONLINEAR if any(flow.frozen for flow in reached) else Kind.PIXELS
-        return Kind.PIXELS if _is_affine(operation, flows, reached) else Kind.NONLINEAR
-
-
-def _is_affine(operation: str, flows: Sequence[Flow], reached: Sequence[Flow]) -> bool:
-    """Whether an operation is affine in its tensors that hold pixels together."""
-    if operation in MOVES or operation == "Round":
-        return True
-    if operation in FIRST_ONLY:
-        return len(reached) == 1 and flows[0] is reached[0]
-    if operation == "Addcmul":
-        return len(reached) == 1
-    return len(reached) == 1 and (operation in LAYERS or operation == "Mul")
+        if operation in MOVES or operation == "Round":
+            return Kind.PIXELS
+        in_one = operation in LAYERS or operation in ("Mul", "Addcmul")
+        in_first = operation in FIRST_ONLY and flows[0] is reached[0]
+        return Kind.PIXELS if len(reached) == 1 and (in_one or in_first) else Kind.NONLINEAR
 
 
 def operation_of(node: Any) -> str:

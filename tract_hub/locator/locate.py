@@ -14,7 +14,6 @@ from tract_hub.locator.meta_copy import has_user_pre_hook
 from tract_hub.locator.search import ADVICE, Attempt, follow, refuse_scripted
 from tract_hub.locator.trace import LayerCall, Trace
 from tract_hub.locator.unwrap import unwrap
-from tract_hub.locator.zoos.examples import Example
 from tract_hub.locator.zoos.lookup import declared_stems
 from tract_hub.method.calls import Convolution, LinearCall
 from tract_hub.stem import Site, Stem
@@ -57,21 +56,15 @@ def locate(
     if not isinstance(model, nn.Module):
         raise TypeError(f"locate takes a torch.nn.Module, got {type(model).__name__}")
     inner, prefix = unwrap(model)
-    stems = stems_of(inner, follow(inner, example_inputs, pixels), prefix)
+    attempt = follow(inner, example_inputs, pixels)
+    groups = _first_layers(inner, attempt.copied, attempt.trace)
+    stems = [_stem(inner, attempt, call, layers, prefix) for call, layers in groups]
+    stems.sort(key=lambda stem: stem.weight_name)
     _compare_with_zoo(inner, stems, prefix)
-    return stems
+    return tuple(stems)
 
 
-def stems_of(model: nn.Module, attempt: Attempt, prefix: str = "") -> tuple[Stem, ...]:
-    """Return the first layers that a forward showed; their names begin with ``prefix``."""
-    stems = [
-        _stem(model, attempt, call, layers, prefix)
-        for call, layers in _first_layers(model, attempt.copied, attempt.trace)
-    ]
-    return tuple(sorted(stems, key=lambda stem: stem.weight_name))
-
-
-def _compare_with_zoo(model: nn.Module, stems: tuple[Stem, ...], prefix: str) -> None:
+def _compare_with_zoo(model: nn.Module, stems: list[Stem], prefix: str) -> None:
     """Warn where the model's zoo declares another first layer than the trace shows."""
     declared = {prefix + name for name in declared_stems(model) or ()}
     found = {stem.weight_name for stem in stems}
@@ -87,10 +80,7 @@ def _compare_with_zoo(model: nn.Module, stems: tuple[Stem, ...], prefix: str) ->
 def _first_layers(
     model: nn.Module, copied: nn.Module, trace: Trace
 ) -> Iterator[tuple[LinearCall, list[LayerCall]]]:
-    """Yield each weight's first call and all its calls on untouched pixels.
-
-    What cannot be exact is refused.
-    """
+    """Yield each weight's first call and all its calls on pixels; refuse what cannot be exact."""
     reading = [layer for layer in trace.layers if layer.flow.kind is Kind.PIXELS]
     constants = {n for layer in reading if not layer.frozen for n in layer.flow.frozen}
     groups: dict[tuple[str, ...], list[LayerCall]] = {}
@@ -106,21 +96,17 @@ def _first_layers(
         obstacle = next((la.obstacle for la in layers if la.obstacle), None)
         if call is None or obstacle:
             weight = _main_parameter(copied, layers[0])
-            obstacle = obstacle or _untreated(model, weight, layers[0].operation)
+            kind = type(model.get_submodule(_holder(weight)))
+            ours = kind.__module__.startswith("torch.nn")
+            obstacle = obstacle or (
+                f"in {'nn.' if ours else ''}{kind.__name__} (by {layers[0].operation!r}), which "
+                "TrAct does not treat: it treats Conv1d, Conv2d, Conv3d, Linear, and what calls "
+                "torch's functions of these names with a weight"
+            )
             raise UnsupportedStemError(
                 f"{type(model).__name__}: {weight!r} reads the pixels, but {obstacle}; {ADVICE}"
             )
         yield call, layers
-
-
-def _untreated(model: nn.Module, weight: str, operation: str) -> str:
-    """Name the kind of module that a weight belongs to, in a user's words."""
-    kind = type(model.get_submodule(_holder(weight)))
-    name = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn") else kind.__name__
-    return (
-        f"in {name} (by {operation!r}), which TrAct does not treat: it treats Conv1d, Conv2d, "
-        "Conv3d, Linear, and what calls torch's functions of these names with a weight"
-    )
 
 
 def _why_none(model: nn.Module, trace: Trace) -> str:
@@ -150,11 +136,8 @@ def _stem(
         sites=tuple(_sites(copied, layers, prefix)),
         uses=len(layers),
         derived=any(layer.derived for layer in layers),
-        notes=(
-            *_notes(layers),
-            *_left_out(attempt.trace, prefix),
-        ),
-        reason=_reason(layers, attempt.example) + _hooks_in_words(model, copied, first),
+        notes=(*_notes(layers), *_left_out(attempt.trace, prefix)),
+        reason=_reason(model, attempt, layers),
     )
 
 
@@ -174,29 +157,19 @@ def _main_parameter(copied: nn.Module, layer: LayerCall) -> str:
 
 
 def _sites(copied: nn.Module, layers: list[LayerCall], prefix: str) -> Iterator[Site]:
+    """Yield the innermost module around each call that holds all its parameters."""
     names = {id(module): name for name, module in copied.named_modules()}
     main = _main_parameter(copied, layers[0])
     order = sorted(layers[0].parameters, key=lambda name: name != main)
-    parameters = [copied.get_parameter(name) for name in order]
-    unique = {(layer.modules, layer.operation): layer for layer in layers}
-    for layer in unique.values():
-        module = _applying(copied, layer)
-        if module is None:
-            continue
-        below = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
-        module_name = (prefix + names[id(module)]).rstrip(".")
-        relative = tuple(below[id(parameter)] for parameter in parameters)
-        yield Site(module_name, layer.operation, relative)
-
-
-def _applying(copied: nn.Module, layer: LayerCall) -> nn.Module | None:
-    """The innermost module around a layer's call that holds all its parameters, if there is one."""
-    known = dict(copied.named_parameters())
-    parameters = {id(known[name]) for name in layer.parameters}
-    for module in reversed(layer.modules):
-        if parameters <= {id(parameter) for parameter in module.parameters()}:
-            return module
-    return None
+    parameters = [id(copied.get_parameter(name)) for name in order]
+    for layer in {(layer.modules, layer.operation): layer for layer in layers}.values():
+        for module in reversed(layer.modules):
+            below = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
+            if all(parameter in below for parameter in parameters):
+                module_name = (prefix + names[id(module)]).rstrip(".")
+                relative = tuple(below[parameter] for parameter in parameters)
+                yield Site(module_name, layer.operation, relative)
+                break
 
 
 def _notes(layers: list[LayerCall]) -> Iterator[str]:
@@ -234,24 +207,23 @@ def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
             )
 
 
-def _reason(layers: list[LayerCall], example: Example) -> str:
+def _reason(model: nn.Module, attempt: Attempt, layers: list[LayerCall]) -> str:
+    example, first = attempt.example, layers[0]
     inputs = dict.fromkeys(name for layer in layers for name in layer.flow.inputs)
-    path = layers[0].flow.path
-    through = f"through {' → '.join(path)}" if path else "directly"
-    skipped = f"; {', '.join(example.skipped)} not taken for pixels" if example.skipped else ""
+    through = f"through {' → '.join(first.flow.path)}" if first.flow.path else "directly"
+    reason = f"reads the pixels of {', '.join(inputs)} {through}"
     parts = [call.method for call in (example, *example.also) if call.method != "forward"]
-    alone = f", followed in {' and '.join(parts)} alone" if parts else ""
-    return f"reads the pixels of {', '.join(inputs)} {through}{alone}{skipped}"
-
-
-def _hooks_in_words(model: nn.Module, copied: nn.Module, layer: LayerCall) -> str:
-    """Name whose hooks may come between: the pixels were followed without calling them."""
-    names = {id(module): name for name, module in copied.named_modules()}
-    around = [names[id(module)] for module in layer.modules]
-    hooked = [n for n in around if has_user_pre_hook(model.get_submodule(n))]
-    if not hooked:
-        return ""
-    return f", or what the forward pre-hook of {hooked[-1] or 'the model'} makes of them"
+    if parts:
+        reason += f", followed in {' and '.join(parts)} alone"
+    if example.skipped:
+        reason += f"; {', '.join(example.skipped)} not taken for pixels"
+    names = {id(module): name for name, module in attempt.copied.named_modules()}
+    around = [names[id(module)] for module in first.modules]
+    hooked = [name for name in around if has_user_pre_hook(model.get_submodule(name))]
+    if hooked:  # the pixels were followed without calling the user's hooks
+        owner = hooked[-1] or "the model"
+        reason += f", or what the forward pre-hook of {owner} makes of them"
+    return reason
 
 
 def _in_words(convolution: Convolution | None) -> str:

@@ -20,10 +20,7 @@ from tract_hub.errors import ExampleInputError
 SMALL = 65_536
 """Elements up to which a buffer keeps its values: forwards read tables and flags, not weights."""
 
-_HOOKS = frozenset(
-    "_forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks _state_dict_hooks "
-    "_state_dict_pre_hooks _load_state_dict_pre_hooks _load_state_dict_post_hooks".split()
-)
+_HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 _LEFT_OUT = ("_hf_hook", "__composable_api_state_key", "_compiled_call_impl")  # beginnings of names
 """Where accelerate and FSDP2 keep what moves the weights, and torch what it compiled."""
@@ -39,17 +36,22 @@ def meta_copy(model: nn.Module, user_hooks: bool = False) -> nn.Module:
 
     Every parameter of the copy takes a gradient, so that autograd remembers where it went. What
     cannot be copied (a lock, a process group) is shared: only modules and tensors matter here.
-
-    Args:
-        model: any module.
-        user_hooks: whether the copy keeps the forward hooks of the user. Without them, running
-            the copy calls nobody's code; fastai's DynamicUnet cannot run without.
-
-    Raises:
-        ExampleInputError: its parameters have no shapes of their own.
-
+    Without the ``user_hooks``, running the copy calls nobody's code; fastai's DynamicUnet cannot
+    run without.
     """
-    _refuse_shapeless(model)
+    name, parameters = type(model).__name__, list(model.parameters())
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        raise ExampleInputError(
+            f"{name} has lazy parameters without a shape: run one forward, then enable TrAct"
+        )
+    # FSDP1 has no public mark of a flattened parameter, nor of a module inside that it manages.
+    flat = any(getattr(parameter, "_is_flat_param", False) for parameter in parameters)
+    inside = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if flat or inside:
+        raise ExampleInputError(
+            f"{name}: FSDP has flattened its parameters: enable TrAct before wrapping it, with "
+            "use_orig_params=True, or use fully_shard"
+        )
     return _Copier(model, user_hooks).copied
 
 
@@ -63,12 +65,12 @@ class _Copier:
         self.user_hooks = user_hooks
         self.memo: dict[int, Any] = {id(p): _on_meta(p) for p in model.parameters()}
         modules = list(model.modules())
-        own = [module for module in modules if not _copies_itself(module)]
+        own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         for module in own:
             self.memo[id(module)] = object.__new__(_ordinary_class(module))
         with _WithoutWeights():
             for module in modules:
-                if id(module) not in self.memo:
+                if id(module) not in self.memo:  # scripted: its state is not in its attributes
                     copy.deepcopy(module, self.memo)
             for module in own:
                 self._fill(module, self.memo[id(module)].__dict__)
@@ -77,7 +79,9 @@ class _Copier:
     def _fill(self, module: nn.Module, attributes: dict[str, Any]) -> None:
         for name, value in module.__dict__.items():
             if name in _HOOKS:
-                attributes[name] = self._hooks(name, value)
+                kept = value.items() if name.startswith("_forward") else ()
+                hooks = ((key, self._value(hook)) for key, hook in kept if self._needs(hook))
+                attributes[name] = OrderedDict(hooks)
             elif not name.startswith(_LEFT_OUT):
                 attributes[name] = self._value(value)
         if "_old_forward" in attributes:  # accelerate's, which moves weights to a device
@@ -94,7 +98,8 @@ class _Copier:
             return self._value(value.ordinary)
         if isinstance(value, nn.Parameter):
             return self.memo.setdefault(id(value), _on_meta(value))
-        if isinstance(value, nn.Module) and not _copies_itself(value):  # in a list, or hidden
+        scripted = isinstance(value, torch.jit.ScriptModule)
+        if isinstance(value, nn.Module) and not scripted:  # in a list, or hidden
             new = self.memo[id(value)] = object.__new__(_ordinary_class(value))
             self._fill(value, new.__dict__)
             return new
@@ -143,18 +148,10 @@ class _Copier:
             cell.cell_contents = self._value(content) if ours else content
         return new
 
-    def _hooks(self, table: str, hooks: Any) -> Any:
-        kept = OrderedDict[int, Any]()
-        for key, hook in (hooks or {}).items():
-            of_user = self.user_hooks and not _origin(hook).startswith(_LIBRARIES)
-            if table.startswith("_forward") and (of_user or _computes(hook)):
-                kept[key] = self._value(hook)
-        return kept
-
-
-def _copies_itself(module: nn.Module) -> bool:
-    """Whether a module keeps state outside of its attributes, so that it has to copy itself."""
-    return isinstance(module, torch.jit.ScriptModule)
+    def _needs(self, hook: Any) -> bool:
+        """Torch's hooks make weights, Transformers' collect features that the forward reads."""
+        makers = ("torch.nn.utils", "transformers.utils.output_capturing")
+        return (self.user_hooks and _is_of_user(hook)) or _origin(hook).startswith(makers)
 
 
 def _ordinary_class(module: nn.Module) -> type[nn.Module]:
@@ -172,23 +169,6 @@ class _NotCompiled(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod(*args, **kwargs)
-
-
-def _refuse_shapeless(model: nn.Module) -> None:
-    name = type(model).__name__
-    parameters = list(model.parameters())
-    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
-        raise ExampleInputError(
-            f"{name} has lazy parameters without a shape: run one forward, then enable TrAct"
-        )
-    # FSDP1 has no public mark of a flattened parameter, nor of a module inside that it manages.
-    flat = any(getattr(parameter, "_is_flat_param", False) for parameter in parameters)
-    inside = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    if flat or inside:
-        raise ExampleInputError(
-            f"{name}: FSDP has flattened its parameters: enable TrAct before wrapping it, with "
-            "use_orig_params=True, or use fully_shard"
-        )
 
 
 def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
@@ -209,38 +189,27 @@ class _WithoutWeights(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is Tensor.__deepcopy__:
-            return _without_weight(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _without_weight(tensor: Tensor) -> Tensor:
-    if tensor.numel() <= SMALL and not tensor.is_meta:
-        return tensor.detach().to("cpu", copy=True)
-    return torch.empty_like(tensor, device="meta", requires_grad=False)
-
-
-def _computes(hook: Any) -> bool:
-    """Whether the forward needs a hook: torch's make weights, Transformers' collect features."""
-    return _origin(hook).startswith(("torch.nn.utils", "transformers.utils.output_capturing"))
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        if args[0].numel() <= SMALL and not args[0].is_meta:
+            return args[0].detach().to("cpu", copy=True)
+        return torch.empty_like(args[0], device="meta", requires_grad=False)
 
 
 def has_user_hooks(model: nn.Module) -> bool:
     """Whether a copy leaves out forward hooks of the user."""
     # torch has no public list of a module's hooks, here and below.
-    hooks = (
-        h
-        for m in model.modules()
-        for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-    )
-    return not all(_origin(hook).startswith(_LIBRARIES) for hook in hooks)
+    tables = (table for m in model.modules() for table in (m._forward_hooks, m._forward_pre_hooks))
+    return any(_is_of_user(hook) for table in tables for hook in table.values())
 
 
 def has_user_pre_hook(module: nn.Module) -> bool:
     """Whether a hook that the copy leaves out may change what the module is called on."""
-    return not all(
-        _origin(hook).startswith(_LIBRARIES) for hook in module._forward_pre_hooks.values()
-    )
+    return any(map(_is_of_user, module._forward_pre_hooks.values()))
+
+
+def _is_of_user(hook: Any) -> bool:
+    return not _origin(hook).startswith(_LIBRARIES)
 
 
 def _origin(hook: Any) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +13,15 @@ from torch import Tensor
 from tract_hub.locator.graph import Kind
 from tract_hub.method.calls import read_call
 
+Sizes = tuple[int, int]
 
-@dataclass(frozen=True)
-class Mismatch:
-    """Two sizes that should have been equal.
 
-    Attributes:
-        wanted: the size that the model's own tensors have.
-        got: the size that came from the inputs.
-        kind: what the tensor that came from the inputs was.
-
-    """
+class Mismatch(NamedTuple):
+    """The size that the model's own tensors have, and the other one that came from the inputs."""
 
     wanted: int
     got: int
-    kind: Kind
+    of_features: bool  # else of what no layer has read yet
 
 
 def mismatch_of(
@@ -37,25 +30,14 @@ def mismatch_of(
     kwargs: dict[str, Any],
     kind_of: Callable[[Tensor], Kind | None],
 ) -> Mismatch | None:
-    """Read a call that failed.
-
-    Args:
-        func: a torch function.
-        args: its positional arguments.
-        kwargs: its named arguments.
-        kind_of: says what a tensor is, None where it did not come from the inputs.
-
-    """
+    """Read a call of a torch function that failed; tensors of the model itself have no kind."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     inputs = [tensor for tensor in tensors if kind_of(tensor)]
     own = [tensor for tensor in tensors if not kind_of(tensor)]
-    if not inputs:
+    sizes = _sizes(func, args, kwargs, inputs[0], own[0] if own else None) if inputs else None
+    if sizes is None or sizes[0] == sizes[1] or 0 in sizes:
         return None
-    kind = kind_of(inputs[0])
-    sizes = _sizes(func, args, kwargs, inputs[0], own[0] if own else None)
-    if sizes is None or kind is None or sizes[0] == sizes[1] or 0 in sizes:
-        return None
-    return Mismatch(*sizes, kind)
+    return Mismatch(*sizes, of_features=kind_of(inputs[0]) is Kind.FEATURES)
 
 
 def _sizes(
@@ -64,7 +46,7 @@ def _sizes(
     kwargs: dict[str, Any],
     given: Tensor,
     own: Tensor | None,
-) -> tuple[int, int] | None:
+) -> Sizes | None:
     if func in (torch.Tensor.view, torch.Tensor.reshape, torch.reshape):
         return _reshaped(args, given)
     if own is None:
@@ -80,14 +62,15 @@ def _sizes(
         return own.numel(), given.shape[given.dim() - own.dim() :].numel()
     if own.dim() == 1 and given.dim() > 1 and func in _BY_CHANNEL:
         return own.shape[0], given.shape[1]
-    return _broadcast(given.shape, own.shape)
+    pairs = zip(reversed(own.shape), reversed(given.shape), strict=False)
+    return next((pair for pair in pairs if pair[0] != pair[1] and 1 not in pair), None)
 
 
 _BY_CHANNEL = (F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu)
 
 
-def _reshaped(args: Sequence[Any], given: Tensor) -> tuple[int, int] | None:
-    """Read ``view(-1, features)``, ``view(batch, …)`` and ``view(batch, heads, -1, places)``."""
+def _reshaped(args: Sequence[Any], given: Tensor) -> Sizes | None:
+    """Read ``view(-1, n)``, ``view(batch, …)``; EfficientFormerV2's ``view(b, heads, -1, n)``."""
     shape = args[1] if len(args) == 2 and isinstance(args[1], Sequence) else args[1:]
     if len(shape) < 2 or not given.dim() or not all(type(size) is int for size in shape):
         return None
@@ -95,10 +78,3 @@ def _reshaped(args: Sequence[Any], given: Tensor) -> tuple[int, int] | None:
         return math.prod(shape[1:]), given.numel() // max(1, given.shape[0])
     places = math.prod(shape[list(shape).index(-1) + 1 :]) if -1 in shape else 0
     return (places, given.shape[2:].numel()) if given.dim() == 4 and places > 1 else None
-
-
-def _broadcast(given: Sequence[int], own: Sequence[int]) -> tuple[int, int] | None:
-    for got, wanted in zip(reversed(given), reversed(own), strict=False):
-        if got != wanted and 1 not in (got, wanted):
-            return wanted, got
-    return None

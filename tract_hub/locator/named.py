@@ -18,25 +18,10 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ...]:
-    """Describe the layers that a user named, or named the weights of.
+    """Describe the layers that a user named, or named the weights of, sorted by these.
 
-    Args:
-        model: any module.
-        stems: names of layers or weights in it, with or without what wrappers put before them, or
-            stems that ``locate`` found in it or in a model of the same build.
-
-    Returns:
-        The layers, sorted by the name of their weight.
-
-    Raises:
-        TypeError: ``stems`` is no list of names.
-        StemNotFoundError: there is no such layer, or a ``Stem`` of another model.
-        UnsupportedStemError: it is no Conv1d, Conv2d, Conv3d or Linear.
-
-    Example:
-        >>> named_stems(timm.create_model("resnet18"), ["conv1"])[0].in_features
-        147
-
+    A ``Stem`` may be of this model or of one of the same build, and a name with or without what
+    wrappers put before it.
     """
     several = isinstance(stems, (Sequence, Set)) and not isinstance(stems, str)
     if not several or not all(isinstance(stem, (str, Stem)) for stem in stems):

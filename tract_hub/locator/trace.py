@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -22,52 +22,35 @@ from torch.utils._pytree import tree_map_only
 from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
 from tract_hub.locator.mismatch import Mismatch, mismatch_of
 from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
-from tract_hub.locator.zoos.examples import Example
+from tract_hub.locator.zoos.examples import Example, inputs_of
 from tract_hub.method.calls import LinearCall, read_call
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a layer that reads something which came from the pixels.
+    """One call of a layer that reads something which came from the pixels."""
 
-    Attributes:
-        call: the call, with meta tensors; None where it is no operation that TrAct treats.
-        operation: the operation's name.
-        flow: how the pixels reached its input.
-        parameters: names of the parameters that its weight is made of.
-        modules: the modules whose forward was running, outermost first.
-        derived: whether the weight is not the parameter itself.
-        obstacle: why it cannot be treated, None where it can.
-        frozen: whether none of its parameters takes a gradient.
-
-    """
-
-    call: LinearCall | None
+    call: LinearCall | None  # None where it is no operation that TrAct treats
     operation: str
-    flow: Flow
-    parameters: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-    derived: bool = False
-    obstacle: str | None = None
-    frozen: bool = False
+    flow: Flow  # how the pixels reached its input
+    parameters: tuple[str, ...]  # of which its weight is made
+    modules: tuple[nn.Module, ...] = ()  # whose forward was running, outermost first
+    derived: bool = False  # whether the weight is not the parameter itself
+    obstacle: str | None = None  # why it cannot be treated
+    frozen: bool = False  # whether none of its parameters takes a gradient
 
 
 @dataclass
 class Trace:
     """All that one forward showed.
 
-    Attributes:
-        layers: calls of layers on the pixels, and on what is no longer affine in them.
-        ended: why the forward did not come to its end, if it did not.
-        mismatch: the sizes that did not fit in the last call that failed.
-        looked_up: the embedding in which a model that takes indices looked up the pixels.
-
+    Its ``layers`` read the pixels, or what is no longer affine in them.
     """
 
     layers: list[LayerCall] = field(default_factory=list)
-    ended: Exception | None = None
-    mismatch: Mismatch | None = None
-    looked_up: str | None = None
+    ended: Exception | None = None  # why the forward did not come to its end, if it did not
+    mismatch: Mismatch | None = None  # in the last call that failed
+    looked_up: str | None = None  # the embedding that took the pixels for indices
 
     def add(self, other: Trace) -> None:
         """Add what another call of the same model showed."""
@@ -77,25 +60,14 @@ class Trace:
         self.looked_up = self.looked_up or other.looked_up
 
 
-def follow_pixels(
-    copied: nn.Module,
-    example: Example,
-    pixels: Mapping[str, Tensor],
-    frozen: frozenset[str] = frozenset(),
-    live: Iterable[Tensor] = (),
-) -> Trace:
-    """Run a copy of a model once and record every layer that the pixels reach.
-
-    Args:
-        copied: a model on the meta device, see ``meta_copy``.
-        example: the inputs, on the meta device or small and real, and what to call.
-        pixels: those of the inputs that are pixels, by name.
-        frozen: names of the parameters that are constants.
-        live: tensors that must not be touched; a forward that does is ended.
-
-    """
+def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trace:
+    """Run the ``meta_copy`` of a model once and record every layer that the pixels reach."""
     trace = Trace()
+    are_pixels = {id(tensor) for tensor in example.pixels}
+    pixels = {i.name: i.tensor for i in inputs_of(model, example) if id(i.tensor) in are_pixels}
     leaves = {id(tensor): _leaf(tensor) for tensor in pixels.values()}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    live = () if copied is model else (*model.parameters(), *model.buffers())
     parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
     names = {id(parameter): name for name, parameter in parameters.items()}
     running = _Running(copied)
@@ -103,7 +75,9 @@ def follow_pixels(
         leaves={id(leaves[id(tensor)]): name for name, tensor in pixels.items()},
         names=names,
         trainable=frozenset(names.values()) - frozen,
-        unknown_layer=lambda *layer: trace.layers.append(_unknown(*layer)),
+        unknown_layer=lambda operation, flow, parameters: trace.layers.append(
+            LayerCall(None, operation, flow, tuple(sorted(parameters)))
+        ),
     )
     call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
@@ -149,22 +123,12 @@ def _leaf(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, dtype=dtype).requires_grad_()
 
 
-def _unknown(operation: str, flow: Flow, parameters: frozenset[str]) -> LayerCall:
-    return LayerCall(None, operation, flow, tuple(sorted(parameters)), ())
-
-
 class _Running:
-    """The modules whose forward runs now, outermost first.
-
-    Attributes:
-        stack: each with whether it was entered within a custom autograd function.
-        user_grad: whether the forward itself, and not such a function, leaves gradients on.
-
-    """
+    """The modules whose forward runs now, outermost first."""
 
     def __init__(self, copied: nn.Module) -> None:
-        self.stack: list[tuple[nn.Module, bool]] = []
-        self.user_grad = True
+        self.stack: list[tuple[nn.Module, bool]] = []  # entered in a custom autograd function?
+        self.user_grad = True  # whether the forward itself, no such function, leaves gradients on
         self._copied = copied
         self._handles: list[Any] = []
 
@@ -271,13 +235,11 @@ class _Layers(TorchFunctionMode):
         return None  # a constant: the graph tells
 
     def _obstacle(self, weight: Flow) -> str | None:
-        if self.running.in_function():
-            # Its backward is its own, unless it calls the layer's module, as a checkpoint does.
-            around = [
-                inside for module, inside in self.running.stack if self._holds(module, weight)
-            ]
-            if not (around and around[-1]):
-                return "it is applied in an autograd function with a backward of its own"
+        # An autograd function that calls the layer's module, such as a checkpoint, is in order.
+        stack = reversed(self.running.stack)
+        around = (inside for module, inside in stack if self._holds(module, weight))
+        if self.running.in_function() and not next(around, False):
+            return "it is applied in an autograd function with a backward of its own"
         return None
 
     def _holds(self, module: nn.Module, weight: Flow) -> bool:
@@ -419,7 +381,7 @@ def run_first_step(
     """
     if func not in _RECURRENT or len(args) != 9:  # eight where the sequences are packed
         return None
-    time = 1 if args[-1] else 0
+    time = int(args[-1])
     steps: int = args[0].shape[time]
     if steps < 1:
         return None

@@ -22,14 +22,10 @@ _INNER = {
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
     """Return the model inside its wrappers, and what they put before its parameters' names."""
-    prefix = ""
-    while True:
-        for cls in type(model).__mro__:
-            attribute = _INNER.get(cls.__name__)
-            inner = model._modules.get(attribute) if attribute else None
-            if inner is not None:
-                prefix += f"{attribute}."
-                model = inner
-                break
-        else:
-            return model, prefix
+    for cls in type(model).__mro__:
+        attribute = _INNER.get(cls.__name__, "")
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module):
+            innermost, below = unwrap(inner)
+            return innermost, f"{attribute}.{below}"
+    return model, ""

@@ -8,7 +8,6 @@ and offsets are often read back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,11 +25,8 @@ aten = torch.ops.aten
 class MetaAnswers(TorchDispatchMode):
     """Runs operations on the meta device as soon as one of their tensors is there.
 
-    Nothing is drawn from the generators of the process, and the user's own tensors are not touched.
-
-    Args:
-        live: tensors that must not be touched; a forward that does is ended.
-
+    Nothing is drawn from the generators of the process. A forward that touches one of the user's
+    ``live`` tensors is ended.
     """
 
     @classmethod
@@ -59,6 +55,7 @@ class MetaAnswers(TorchDispatchMode):
             return self._without_meta(func, args, kwargs)
         if not all(tensor.is_meta for tensor in given):
             real, (args, kwargs) = args, tree_map_only(Tensor, _to_meta, (args, kwargs))
+            # ``_schema``, here and below: an operator tells its arguments by no public name.
             if func._schema.is_mutable and not real[0].is_meta:  # its copy is written, not it
                 _answered(func, args, kwargs)
                 return real[0]
@@ -72,7 +69,13 @@ class MetaAnswers(TorchDispatchMode):
                 return func(*tree_map_only(Tensor, _to_meta, args), **kwargs)
             else:
                 return func(*args, **{**kwargs, "device": torch.device("meta")})
-        return func(*args, **_on_cpu_if_small(func, args, kwargs))
+        on_meta = {**kwargs, "device": torch.device("meta")}
+        if func.name().partition(".")[0] in _MAKERS:
+            made = func(*args, **on_meta)
+            on_cpu = {**kwargs, "device": torch.device("cpu")}
+            return made if made.numel() > SMALL else func(*args, **on_cpu)
+        elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
+        return func(*args, **(on_meta if elsewhere else kwargs))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -92,27 +95,15 @@ def _to_meta(tensor: Tensor) -> Tensor:
 
 
 def _answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func in _ALIKE and _are_alike(args):
+    if func.name() in _ALIKE and _are_alike(args):
         return torch.empty_like(args[0])
-    # ``_schema``, here and above: an operator tells its name and arguments by no public one.
-    answer = _ANSWERS.get(func) or _ANSWERS_BY_NAME.get(func._schema.name)
-    return answer(*args, **kwargs) if answer else func(*args, **kwargs)
+    return _ANSWERS.get(func.name(), func)(*args, **kwargs)
 
 
 def _are_alike(args: tuple[Any, ...]) -> bool:
     shape, dtype = args[0].shape, args[0].dtype
     others = (other for other in args[1:] if isinstance(other, Tensor))
     return dtype.is_floating_point and all(o.shape == shape and o.dtype == dtype for o in others)
-
-
-def _on_cpu_if_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep small tensors that a forward makes or moves on the CPU, whatever device it names."""
-    sizes = _SIZES.get(func)
-    device = kwargs.get("device")
-    if sizes is None and (device is None or torch.device(device).type == "cpu"):
-        return kwargs
-    small = sizes is not None and sizes(*args) <= SMALL
-    return {**kwargs, "device": torch.device("cpu" if small else "meta")}
 
 
 def _scalar(tensor: Tensor) -> bool | int | float:
@@ -141,10 +132,8 @@ def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     for index in indices:
         if index is None or index.dtype not in (torch.bool, torch.uint8):
             whole.append(index)
-            continue
-        count = math.prod(index.shape)
-        picks = [torch.empty(count, dtype=torch.int64, device="meta") for _ in index.shape]
-        whole.extend(picks)
+        else:
+            whole += [index.new_empty(index.numel(), dtype=torch.int64) for _ in index.shape]
     return aten.index.Tensor(tensor, whole)  # type: ignore[no-any-return]
 
 
@@ -182,46 +171,25 @@ def _layer_norm(tensor: Tensor, shape: list[int], *_: Any) -> tuple[Tensor, Tens
 # torch computes shapes of these in Python, which takes half of the time of a ViT-B/16 and, by its
 # batch norms, of a ResNet-50 (torch 2.14, cProfile of locate):
 _ALIKE = frozenset(
-    (
-        aten.add.Tensor,
-        aten.sub.Tensor,
-        aten.mul.Tensor,
-        aten.div.Tensor,
-        aten.gelu.default,
-        aten.relu.default,
-        aten.silu.default,
-    )
+    "aten::add.Tensor aten::sub.Tensor aten::mul.Tensor aten::div.Tensor aten::gelu aten::relu "
+    "aten::silu".split()
 )
 
-_ANSWERS: dict[Any, Callable[..., Any]] = {
-    aten._local_scalar_dense.default: _scalar,
-    aten.nonzero.default: _nonzero,
-    aten.masked_select.default: _masked_select,
-    aten.index.Tensor: _index,
-    aten._unique2.default: _one_value,
-    aten._to_copy.default: _to_copy,
-    aten.native_batch_norm.default: _batch_norm,
-    aten.native_layer_norm.default: _layer_norm,
-}
-
-_ANSWERS_BY_NAME: dict[str, Callable[..., Any]] = {
-    "torchvision::nms": _keep_one,
+_ANSWERS: dict[str, Callable[..., Any]] = {
     "aten::_grouped_mm": _grouped_mm,
+    "aten::_local_scalar_dense": _scalar,
+    "aten::_to_copy": _to_copy,
+    "aten::_unique2": _one_value,
+    "aten::index.Tensor": _index,
+    "aten::masked_select": _masked_select,
+    "aten::native_batch_norm": _batch_norm,
+    "aten::native_layer_norm": _layer_norm,
+    "aten::nonzero": _nonzero,
+    "torchvision::nms": _keep_one,
 }
-"""Operations of libraries that are perhaps not imported, or that older versions do not have."""
 
-_SIZES: dict[Any, Callable[..., float]] = {
-    aten._to_copy.default: lambda tensor: tensor.numel(),
-    aten.zeros.default: math.prod,
-    aten.ones.default: math.prod,
-    aten.full.default: lambda size, value: math.prod(size),
-    aten.arange.default: lambda end: end,
-    aten.arange.start: lambda start, end: abs(end - start),
-    aten.arange.start_step: lambda start, end, step=1: abs(end - start) / abs(step),
-    aten.linspace.default: lambda start, end, steps: steps,
-    aten.scalar_tensor.default: lambda value: 1,
-    aten.zeros_like.default: lambda tensor: tensor.numel(),
-    aten.ones_like.default: lambda tensor: tensor.numel(),
-    aten.full_like.default: lambda tensor, value: tensor.numel(),
-}
-"""Operations that make or move real tensors → the number of elements."""
+_MAKERS = frozenset(
+    "aten::_to_copy aten::arange aten::full aten::full_like aten::linspace aten::ones "
+    "aten::ones_like aten::scalar_tensor aten::zeros aten::zeros_like".split()
+)
+"""Operations that make or move tensors of numbers: small ones stay on the CPU to be read back."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
+from operator import attrgetter
 from re import Pattern
 from typing import Any, NamedTuple
 
@@ -17,29 +18,16 @@ from tract_hub.errors import ExampleInputError
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs of one forward; tensors that only carry a shape are on the meta device.
-
-    Attributes:
-        args: positional inputs.
-        kwargs: named inputs.
-        pixels: those of the tensors that are pixels.
-        channel_axis: where their channels are; an image of a list has no batch in front.
-        method: what to call instead of the forward, where only a part of the model can be run: a
-            method, or a module inside, by its path.
-        also: further calls, where one call cannot take all pixels.
-        fixed: whether the shapes follow from the model's config; else others may be tried.
-        skipped: names of fractional inputs that were not taken for pixels.
-
-    """
+    """Inputs of one forward; tensors that only carry a shape are on the meta device."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    pixels: tuple[Tensor, ...] = ()
-    channel_axis: int = 1
-    method: str = "forward"
-    also: tuple[Example, ...] = ()
-    fixed: bool = False
-    skipped: tuple[str, ...] = ()
+    pixels: tuple[Tensor, ...] = ()  # those of the tensors that are pixels
+    channel_axis: int = 1  # of the pixels: an image of a list has no batch in front
+    method: str = "forward"  # or another to call; or a module inside, by its path
+    also: tuple[Example, ...] = ()  # further calls, where one call cannot take all pixels
+    fixed: bool = False  # whether the shapes follow from the config; else others may be tried
+    skipped: tuple[str, ...] = ()  # names of fractional inputs that were not taken for pixels
 
 
 def image(model: nn.Module, *shape: int) -> Tensor:
@@ -55,8 +43,7 @@ def pixel_dtype(model: nn.Module) -> torch.dtype:
 
 def image_example(model: nn.Module, *shape: int) -> Example:
     """Pixels of this shape as the only positional input."""
-    pixels = image(model, *shape)
-    return Example(args=(pixels,), pixels=(pixels,))
+    return images_example(model, 1, *shape)
 
 
 def images_example(model: nn.Module, count: int, *shape: int) -> Example:
@@ -80,30 +67,18 @@ _SIZES = ("img_size", "image_size", "input_size", "input_resolution")
 
 
 class Input(NamedTuple):
-    """A tensor among the inputs of a forward.
-
-    Attributes:
-        argument: the parameter of the forward that it was passed as.
-        position: the number of that parameter; -1 where it was passed by name.
-        name: what to call it: the parameter, an entry of a list of them, or a key in a mapping.
-        tensor: itself.
-
-    """
+    """A tensor among the inputs of a forward."""
 
     argument: str
-    position: int
-    name: str
+    position: int  # of the argument; -1 where it was passed by name
+    name: str  # the argument, an entry of a list of them, or a key in a mapping
     tensor: Tensor
 
-    def is_in(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether it is one of these tensors."""
-        return any(self.tensor is tensor for tensor in tensors)
 
-
-def inputs_of(function: Callable[..., Any], example: Example) -> list[Input]:
-    """Name the tensors that an example passes to a function."""
+def inputs_of(model: nn.Module, example: Example) -> list[Input]:
+    """Name the tensors that an example passes to a model."""
     names: list[str] = []
-    for parameter in signature(function).parameters.values():
+    for parameter in signature(attrgetter(example.method)(model)).parameters.values():
         if parameter.kind is Parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}[{i}]" for i in range(len(example.args) - len(names))]
         names.append(parameter.name)
@@ -126,13 +101,9 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _leaves(f"{name}[{i}]", item)
 
 
-def marked(inputs: list[Input], example: Example, pixels: Sequence[str | int]) -> Example:
-    """Take the inputs that a user says are pixels for pixels, and no others.
-
-    Raises:
-        ExampleInputError: there is no such input.
-
-    """
+def marked(model: nn.Module, example: Example, pixels: Sequence[str | int]) -> Example:
+    """Take the inputs that a user says are pixels for pixels, and no others."""
+    inputs = inputs_of(model, example)
     chosen = [i for i in inputs if {i.argument, i.name, i.position} & set(pixels)]
     known = {value for i in inputs for value in (i.argument, i.name, i.position)}
     unknown = [repr(entry) for entry in pixels if entry not in known]
@@ -152,15 +123,7 @@ def given_example(
 ) -> Example:
     """Read a user's ``example_inputs``: a tensor, a tuple of them, or a mapping of named inputs.
 
-    Args:
-        model: whose forward takes them.
-        inputs: the tensors; only their shapes matter.
-        pixels: names or positions of those that are pixels; None to decide by their shapes.
-        own_names: what the model's zoo calls inputs that are pixels.
-
-    Raises:
-        ExampleInputError: there is no tensor that could hold pixels, or a sparse or nested one.
-
+    ``own_names`` are what the model's zoo calls inputs that are pixels.
     """
     name = type(model).__name__
     given = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
@@ -170,15 +133,16 @@ def given_example(
             "pass dense ones of the same shapes, or name the layers with stems=[…]"
         )
     inputs = tree_map_only(Tensor, _shape_only, inputs)
-    if isinstance(inputs, Mapping) and _takes_names(model, inputs):
+    parameters = signature(model.forward).parameters
+    anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    if isinstance(inputs, Mapping) and (anything or parameters.keys() >= inputs.keys()):
         example = Example(kwargs=inputs)
-    else:
+    else:  # also one dict that is passed as such, as NaFlex models take it
         args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         example = Example(args=args)
-    named = inputs_of(model.forward, example)
     if pixels is not None:
-        return marked(named, example, pixels)
-    candidates = [i for i in named if _may_be_pixels(i.tensor)]
+        return marked(model, example, pixels)
+    candidates = [i for i in inputs_of(model, example) if _may_be_pixels(i.tensor)]
     images = _images_among(candidates, own_names)
     if not images:
         raise ExampleInputError(
@@ -210,14 +174,8 @@ def _images_among(inputs: list[Input], own_names: Pattern[str] | None) -> list[I
     return [i for i in inputs if i.tensor.dim() == 3] or [i for i in inputs if i.tensor.dim() == 2]
 
 
-def _takes_names(model: nn.Module, names: Iterable[str]) -> bool:
-    """Whether a forward takes these inputs by name, and not as one dict (as NaFlex models do)."""
-    parameters = signature(model.forward).parameters
-    anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
-    return anything or all(name in parameters for name in names)
-
-
 def _shape_only(tensor: Tensor) -> Tensor:
     """Pixels are followed, not computed; small integers (grids, positions) keep their values."""
-    keep = not tensor.is_floating_point() and tensor.dtype != torch.uint8
-    return tensor.detach().cpu() if keep else torch.empty_like(tensor, device="meta")
+    if _may_be_pixels(tensor):
+        return torch.empty_like(tensor, device="meta")
+    return tensor.detach().cpu()

@@ -13,34 +13,19 @@ _OF_OTHERS = re.compile("text|audio|speech|decoder|talker|prompt|qformer|mask|ge
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """Sizes of the images, videos, patches and spectrograms that a model takes.
-
-    Attributes:
-        channels: colour channels.
-        height: of an image.
-        width: of an image.
-        patch: side of a square patch.
-        frames: of a video.
-        frames_per_patch: frames that one patch spans.
-        merge: side of the squares of patches that become one token.
-        tiles: images that one image is cut into.
-        mels: frequencies of a spectrogram.
-        sound: its steps in time.
-        clips: grids of patches, one after another in time, that a video has.
-
-    """
+    """Sizes of the images, videos, patches and spectrograms that a model takes."""
 
     channels: int
     height: int
     width: int
-    patch: int
+    patch: int  # side of a square patch
     frames: int
     frames_per_patch: int
-    merge: int
-    tiles: int
-    mels: int
-    sound: int
-    clips: int = 1
+    merge: int  # side of the squares of patches that become one token
+    tiles: int  # images that one image is cut into
+    mels: int  # frequencies of a spectrogram
+    sound: int  # its steps in time
+    clips: int = 1  # grids of patches, one after another in time, that a video has
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -54,6 +39,16 @@ class ImageSizes:
         return self.clips * self.grid[0] * self.grid[1]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a text that stand for all grids."""
+        return self.patches // self.merge**2
+
+    @property
+    def patches_of_image(self) -> int:
+        """Number of patches in an image of the whole height and width."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
     def patch_features(self) -> int:
         """Numbers in one flattened patch."""
         return self.channels * self.frames_per_patch * self.patch**2
@@ -65,56 +60,42 @@ class Settings:
     def __init__(self, config: Any) -> None:
         self.configs = list(_nested(config))
 
-    def get(self, *names: str, default: Any = None) -> Any:
+    def get(self, names: str) -> Any:
         """Return the first of these settings that any config has, searched config by config."""
-        for config in self.configs:
-            for name in names:
-                value = getattr(config, name, None)
-                if value is not None:
-                    return value
-        return default
+        values = (getattr(config, name, None) for config in self.configs for name in names.split())
+        return next((value for value in values if value is not None), None)
 
-    def number(self, *names: str, default: int) -> int:
+    def number(self, names: str, default: int) -> int:
         """Return a setting's number, the first where it holds several."""
-        return _first(self.get(*names), default)
+        value = self.get(names)
+        first = value[0] if isinstance(value, (tuple, list)) else value
+        return first if isinstance(first, int) else default
 
     def image_sizes(self) -> ImageSizes:
         """Read the sizes of images, with usual ones where the config tells nothing."""
         size = self.get(
-            "image_size",
-            "crop_size",
-            "max_img_size",
-            "input_size",
-            "train_size",
-            "resolution",
-            "pretrain_image_size",
+            "image_size crop_size max_img_size input_size train_size resolution pretrain_image_size"
         )
         height, width = _sides(size, 224)
         ratios = self.get("scaled_images_ratios")  # the smallest copy of an image is one patch
         if ratios:
-            height = width = int(self.number("patch_size", default=384) / min(ratios))
-        # RF-DETR's own image, of 37 patches, is not made of its windows
-        window = self.number("patch_size", default=16) * self.number("num_windows", default=1)
-        if window > self.number("patch_size", default=16):
-            height, width = height - height % window, width - width % window
-        tubelet = self.get("tubelet_size", "temporal_patch_size", "patch_temporal")
+            height = width = int(self.number("patch_size", 384) / min(ratios))
+        patch, windows = self.number("patch_size", 16), self.number("num_windows", 1)
+        if windows > 1:  # RF-DETR's own image, of 37 patches, is not made of its windows
+            height -= height % (patch * windows)
+            width -= width % (patch * windows)
+        merge = "spatial_merge_size merge_kernel_size merge_size pooling_kernel_size"
         return ImageSizes(
-            channels=self.number("num_channels", "in_channels", "in_chans", default=3),
+            channels=self.number("num_channels in_channels in_chans", 3),
             height=height,
             width=width,
-            patch=self.number("patch_size", default=16),
-            frames=self.number("num_frames", "frames_per_clip", default=8),
-            frames_per_patch=_first(tubelet, 1),
-            merge=self.number(
-                "spatial_merge_size",
-                "merge_kernel_size",
-                "merge_size",
-                "pooling_kernel_size",
-                default=1,
-            ),
-            tiles=self.number("max_num_tiles", default=1),
-            mels=self.number("num_mel_bins", "feature_size", default=80),
-            sound=2 * self.number("max_source_positions", default=512),
+            patch=patch,
+            frames=self.number("num_frames frames_per_clip", 8),
+            frames_per_patch=self.number("tubelet_size temporal_patch_size patch_temporal", 1),
+            merge=self.number(merge, 1),
+            tiles=self.number("max_num_tiles", 1),
+            mels=self.number("num_mel_bins feature_size", 80),
+            sound=2 * self.number("max_source_positions", 512),
         )
 
 
@@ -141,8 +122,3 @@ def _sides(size: Any, default: int) -> tuple[int, int]:
     numbers = size if isinstance(size, (tuple, list)) else [size]
     numbers = [n for n in numbers if isinstance(n, int)] or [default]
     return numbers[-2:][0], numbers[-1]
-
-
-def _first(size: Any, default: int) -> int:
-    first = size[0] if isinstance(size, (tuple, list)) else size
-    return first if isinstance(first, int) else default

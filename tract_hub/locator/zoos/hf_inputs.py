@@ -1,17 +1,17 @@
-"""Inputs for the forward of a Transformers model, made from the names of its parameters."""
+"""Inputs for the forward of a Transformers model: layouts of pixels, and what goes with them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
-from tract_hub.locator.zoos.hf_layouts import LAYOUTS
 
 PIXELS = re.compile(
     r"(\w+_)?pixel_values(_\w+)?|images?|flattened_patches|image_patches|prompt_depth|prompt_masks"
@@ -24,31 +24,101 @@ UNNAMED_PIXELS = re.compile(r"inputs|hidden_states")
 SPECTROGRAMS = re.compile(r"input_features|input_values")
 """Parameters that are sound, followed where a forward takes no pixels."""
 
-WORDS = re.compile(r"(decoder_|classes_|tasks_|qformer_)?(input_ids|attention_mask)")
-"""Parameters that are a text, or say which of its words count."""
-
 LENGTH = 16
 """Tokens of a text: short, for some models take no more."""
 
 
+_CUBES = "cubes, channels last"
+
+LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
+    "image": lambda s: (1, s.channels, s.height, s.width),
+    "half image": lambda s: (1, s.channels, s.height // 2, s.width),
+    "frames": lambda s: (1, s.frames, s.channels, s.height, s.width),
+    "channels before frames": lambda s: (1, s.channels, s.frames, s.height, s.width),
+    "pair": lambda s: (1, 2, s.channels, s.height, s.width),
+    "one of several": lambda s: (1, 1, s.channels, s.height, s.width),
+    "one camera of several": lambda s: (1, 1, s.channels, s.height, s.width),
+    "several videos": lambda s: (1, 1, s.frames, s.channels, s.height, s.width),
+    "tiles": lambda s: (1, 1, s.tiles, s.channels, s.height, s.width),
+    _CUBES: lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
+    "patches": lambda s: (s.patches, s.patch_features),
+    "padded patches": lambda s: (1, s.patches, s.patch_features),
+    "patches of one image": lambda s: (1, s.patches_of_image, s.patch_features),
+    "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
+    "square patches": lambda s: (s.patches, s.channels, s.patch, s.patch),
+    "padded square patches": lambda s: (1, s.patches, s.channels, s.patch, s.patch),
+    "cube patches": lambda s: (s.patches, s.channels, s.frames_per_patch, s.patch, s.patch),
+    "strip of patches": lambda s: (1, s.channels, s.patch, s.patches * s.patch),
+    "merged patches": lambda s: (s.tokens, s.merge * s.patch, s.merge * s.patch, s.channels),
+    "placed patches": lambda s: (1, s.patches, 2 + s.patch_features),
+    "pair of surroundings": lambda s: (1, 2, s.channels * 3**2, s.height, s.width),
+    "mel × time": lambda s: (1, s.mels, s.sound),
+    "time × mel": lambda s: (1, s.sound, s.mels),
+    "one channel of time × mel": lambda s: (1, 1, s.sound, s.mels),
+    "wave": lambda s: (1, 16_000),
+    "one channel of a wave": lambda s: (1, 1, 16_000),
+}
+"""Name of a layout → the shape of pixels of these sizes."""
+
+_PACKED = (
+    "patches",
+    "square patches",
+    "padded square patches",
+    "cube patches",
+    "padded patches",
+    "merged patches",
+)
+
+_IMAGES = (
+    ("input_features", ("mel × time", "time × mel", "one channel of time × mel")),
+    ("input_values", ("time × mel", "wave", "one channel of a wave")),
+    ("flattened_patches", ("placed patches", "image")),
+    ("token_pooling", ("patches of one image",)),
+    ("grid", (*_PACKED, "image")),
+    ("target_sizes", ("strip of patches", "image")),
+    ("spatial_shapes", ("padded patches", "image")),
+    ("pixel_position_ids", ("padded patches", "padded merged patches", "image")),
+    ("image_position_ids", ("padded patches", "padded merged patches", "image")),
+    ("image_patches", ("padded patches",)),
+    ("prompt_pixel_values", ("half image", "image")),
+    ("pixel_attention_mask", ("one of several", "image", "one camera of several")),
+    ("inputs", ("image", "pair of surroundings")),
+)
+"""Part of a parameter's name → the layouts that it hints at."""
+
+_USUAL = ("image", "frames", "one of several", "pair", "channels before frames", "tiles")
+_VIDEOS = (
+    "frames",
+    "channels before frames",
+    "several videos",
+    "padded patches",
+    "padded merged patches",
+    "patches of one image",
+)
+
+
 @dataclass(frozen=True)
 class Situation:
-    """What the makers of inputs go by.
-
-    Attributes:
-        sizes: sizes of images.
-        settings: the model's config.
-        layout: key in ``LAYOUTS`` of images.
-        video_layout: of videos.
-        dtype: of pixels.
-
-    """
+    """What the makers of inputs go by."""
 
     sizes: ImageSizes
     settings: Settings
-    layout: str
-    video_layout: str
-    dtype: torch.dtype
+    layout: str  # key in ``LAYOUTS`` of images
+    video_layout: str  # and of videos
+    dtype: torch.dtype  # of pixels
+
+
+def layout_pairs(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield layouts of images and of videos that fit a forward's inputs, the likeliest first."""
+    names = list(names)
+    hints = " ".join(names)
+    others = (*_USUAL, "padded patches", "patches", "merged patches", _CUBES)
+    images = next((layouts for part, layouts in _IMAGES if part in hints), others)
+    if any("video" in name and "pixel" in name for name in names):
+        packed = any("grid" in name or "target_sizes" in name for name in names)
+        yield from zip(images, images, strict=True) if packed else product(images, _VIDEOS)
+    else:
+        yield from ((layout, "frames") for layout in images)
 
 
 def make_inputs(
@@ -76,7 +146,7 @@ def make_inputs(
 
 def maker_of(name: str) -> Callable[[Situation], Any] | None:
     """Return what makes an input of this name, None where it is not known."""
-    return MAKERS.get(name) or (_words if WORDS.fullmatch(name) else None)
+    return next((make for names, make in MAKERS.items() if re.fullmatch(names, name)), None)
 
 
 def _sizes_for(name: str, situation: Situation) -> ImageSizes:
@@ -94,13 +164,8 @@ def _sizes_for(name: str, situation: Situation) -> ImageSizes:
 
 
 def _video_sizes(situation: Situation) -> ImageSizes:
-    clips = situation.settings.number("temporal_merge_size", default=1)
+    clips = situation.settings.number("temporal_merge_size", 1)
     return replace(situation.sizes, clips=clips)
-
-
-def _tokens(situation: Situation) -> int:
-    """Tokens of a text that stand for one image."""
-    return situation.sizes.patches // situation.sizes.merge**2
 
 
 def _ones(*shape: int) -> Tensor:
@@ -114,7 +179,7 @@ def _words(situation: Situation) -> Tensor:
 def _text(situation: Situation) -> Tensor:
     """Words, and among them some that stand for an image: Phi-4 looks for these."""
     text = _words(situation)
-    text[:, 1 : LENGTH // 2] = situation.settings.get("image_token_id", default=1)
+    text[:, 1 : LENGTH // 2] = situation.settings.number("image_token_id", 1)
     return text
 
 
@@ -143,48 +208,32 @@ def _mask_of_images(situation: Situation) -> Tensor:
     return _words(situation).unsqueeze(-1)
 
 
-def _masked_patches(situation: Situation) -> Tensor:
-    sizes = situation.sizes
-    return _ones(1, (sizes.height // sizes.patch) * (sizes.width // sizes.patch)).bool()
-
-
 MAKERS: Mapping[str, Callable[[Situation], Any]] = {
-    "classes_structure": lambda s: _ones(1),
     "input_ids": _text,
-    "image_attention_mask": _mask_of_images,
-    "bbox": lambda s: _words(s).new_zeros(*_words(s).shape, 4),
-    "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", default=77)),
-    "image_grid_thw": _grid_in_time,
+    "((decoder|classes|tasks|qformer)_)?(input_ids|attention_mask)": _words,
+    "bbox": lambda s: _words(s).new_zeros(1, LENGTH, 4),
+    "task_inputs": lambda s: _ones(1, s.settings.number("task_seq_len", 77)),
+    "(image_)?grid_thw": _grid_in_time,
     "video_grid_thw": lambda s: torch.tensor([[_video_sizes(s).clips, *s.sizes.grid]]),
-    "grid_thw": _grid_in_time,
-    "grid_hws": _grid,
-    "image_grid_hw": _grid,
-    "spatial_shapes": _grid,
-    "target_sizes": _grid,
-    "target_sizes_videos": _grid,
-    "merge_sizes": lambda s: torch.tensor([s.sizes.merge]),
-    "image_merge_sizes": lambda s: torch.tensor([s.sizes.merge]),
-    "video_merge_sizes": lambda s: torch.tensor([s.sizes.merge]),
-    "pixel_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
-    "image_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
-    "video_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
-    "num_frames_per_video": lambda s: _ones(1),
+    "image_grid_hw|spatial_shapes|target_sizes(_videos)?": _grid,
+    "((image|video)_)?merge_sizes": lambda s: torch.tensor([s.sizes.merge]),
+    "(pixel|image|video)_position_ids": lambda s: _ones(1, s.sizes.patches, 2),
+    "num_frames_per_video|classes_structure": lambda s: _ones(1),
     "num_local_patches": lambda s: [1],
     "patches_grid": lambda s: [[1, 1]],
-    "image_token_pooling": lambda s: _ones(_tokens(s), 4),
-    "video_token_pooling": lambda s: _ones(_tokens(s), 4),
-    "image_grids": lambda s: torch.tensor([[1, _tokens(s), 0, 0]]),
-    "video_grids": lambda s: torch.tensor([[1, 1, _tokens(s)]]),
-    "bool_masked_pos": _masked_patches,
+    "(image|video)_token_pooling": lambda s: _ones(s.sizes.tokens, 4),
+    "image_grids": lambda s: torch.tensor([[1, s.sizes.tokens, 0, 0]]),
+    "video_grids": lambda s: torch.tensor([[1, 1, s.sizes.tokens]]),
+    "bool_masked_pos": lambda s: _ones(1, s.sizes.patches_of_image).bool(),
     "image_sizes": lambda s: torch.tensor([[s.sizes.height, s.sizes.width]]),
-    "pixel_attention_mask": _mask_of_pixels,
-    "pixel_mask": _mask_of_pixels,
+    "pixel_(attention_)?mask": _mask_of_pixels,
+    "image_attention_mask": _mask_of_images,
     "aspect_ratio_ids": lambda s: _ones(1, 1),
     "aspect_ratio_mask": lambda s: _ones(1, 1, s.sizes.tiles),
     "image_embeds_position_mask": lambda s: _words(s).bool(),
     "input_features_mask": lambda s: _ones(1, s.sizes.sound),
 }
-"""Parameter of a forward → what makes it."""
+"""Names of parameters of a forward → what makes them; of several that fit, the first counts."""
 
 NOT_AT_FIRST = frozenset(
     "attention_mask image_sizes pixel_mask image_attention_mask bool_masked_pos".split()

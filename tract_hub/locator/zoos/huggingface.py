@@ -19,10 +19,10 @@ from tract_hub.locator.zoos.hf_inputs import (
     SPECTROGRAMS,
     UNNAMED_PIXELS,
     Situation,
+    layout_pairs,
     make_inputs,
     maker_of,
 )
-from tract_hub.locator.zoos.hf_layouts import layout_pairs
 
 PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
@@ -37,32 +37,23 @@ def takes_pixels(cls: Any) -> bool:
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
-    """Yield example inputs for a Transformers model, the likeliest first.
-
-    Raises:
-        ExampleInputError: its forward takes nothing that looks like pixels.
-
-    """
+    """Yield example inputs for a Transformers model, the likeliest first."""
     names, required = _parameters(model.forward)
     pixels = _pixel_names(model, names)
     yield from _parts(model, set(pixels))
-    known = _known(names, pixels)
+    sound = any(SPECTROGRAMS.fullmatch(name) for name in pixels)
+    # What can be made, and no sound where there are pixels:
+    made = [n for n in names if maker_of(n) and (sound or "features" not in n)]
+    known = [n for n in names if n in pixels or n in made]
     for choice in _choices(known, pixels, required):
         yield from _calls(model, choice)
     if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
         yield from _calls(model, [*known, *heard])
     yield from _models_inside(model, set(pixels))
-    yield from _embeddings(model, pixels)
     images = {n for n in pixels if "video" not in n}
     if images != set(pixels):  # what reads its images reads its videos too (PerceptionLM)
         yield from _parts(model, images)
         yield from _models_inside(model, images)
-
-
-def _known(names: Names, pixels: Names) -> Names:
-    """Names of the inputs that can be made; not of sound where there are pixels."""
-    sound = any(SPECTROGRAMS.fullmatch(name) for name in pixels)
-    return [n for n in names if n in pixels or (maker_of(n) and (sound or "features" not in n))]
 
 
 def _choices(known: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
@@ -155,18 +146,6 @@ def _models_inside(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     for first, *others in product(*calls):
         further = [call for other in others for call in (other, *other.also)]
         yield replace(first, also=(*first.also, *further))
-
-
-def _embeddings(model: nn.Module, pixels: Names) -> Iterator[Example]:
-    """Yield calls of the module that Transformers' own interface says embeds the pixels."""
-    try:
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):  # not every class says so
-        return
-    for path, module in model.named_modules():
-        if module is embeddings and not isinstance(module, nn.Embedding):
-            names, _ = _parameters(module.forward)
-            yield from _calls(model, [n for n in names if n in pixels], path)
 
 
 def _outermost_inside(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -29,7 +29,9 @@ def examples(model: nn.Module) -> Iterator[Example]:
 def _patches_of_another_size(model: nn.Module) -> Iterator[Example]:
     """Yield a batch for which a NaFlex model resamples its patch embedding, if it can."""
     embeds: Any = getattr(model, "embeds", None)
-    if not _resamples(embeds):
+    # What timm calls ``supports_patch_interpolation``, though not yet in 1.0.24:
+    interpolates = getattr(embeds, "patch_interpolator", None) is not None
+    if not (interpolates and embeds.is_linear and embeds.norm_input is None):
         return
     height, width = embeds.patch_size
     channels = embeds.proj.in_features // (height * width)
@@ -40,13 +42,6 @@ def _patches_of_another_size(model: nn.Module) -> Iterator[Example]:
         "patch_valid": torch.ones(2, 4, dtype=torch.bool),
     }
     yield Example(args=(batch,), pixels=(patches,))
-
-
-def _resamples(embeds: Any) -> bool:
-    """What timm calls ``supports_patch_interpolation``, though not yet in 1.0.24."""
-    if getattr(embeds, "patch_interpolator", None) is None:
-        return False
-    return bool(embeds.is_linear and embeds.norm_input is None)
 
 
 def declared_stems(model: nn.Module) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -31,17 +31,13 @@ def _detection(model: nn.Module) -> Example:
     return Example(args=(images,), pixels=tuple(images), channel_axis=0)
 
 
-def _pair_of_frames(model: nn.Module) -> Example:
-    return images_example(model, 2, 2, 3, 128, 128)
-
-
 def _clip(model: nn.Module) -> Example:
     frames = getattr(model, "temporal_size", None) or 16
     return image_example(model, 2, 3, frames, *(declared_size(model) or (224, 224)))
 
 
-_BY_TASK = {
+_BY_TASK: dict[str, Callable[[nn.Module], Example]] = {
     "torchvision.models.detection": _detection,
-    "torchvision.models.optical_flow": _pair_of_frames,
+    "torchvision.models.optical_flow": lambda model: images_example(model, 2, 2, 3, 128, 128),
     "torchvision.models.video": _clip,
 }
