@@ -85,6 +85,17 @@ class ImageAndText(nn.Module):
         return self.conv(image).mean() + self.words(ids).mean()
 
 
+class AssertsItsSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        if x.shape[-1] % 256:
+            raise ValueError("images of a multiple of 256 pixels, please")
+        return self.conv(x)
+
+
 class NeverReads(nn.Module):
     def __init__(self):
         super().__init__()
@@ -114,6 +125,7 @@ FOUND = [
     (sound_net, ["0.weight"]),
     (Pair, ["left.weight", "right.weight"]),
     (ChannelsLast, ["conv.weight"]),
+    (AssertsItsSize, ["conv.weight"]),
     (Functional, ["kernel"]),
     (lambda: nn.Linear(5, 2), ["weight"]),
     (lambda: nn.Conv2d(2, 4, 3, groups=2), ["weight"]),

@@ -65,7 +65,8 @@ def follow(
         if unused:
             return unused
     refuse_scripted(model)
-    raise ExampleInputError(_why(model, failures, guess)) from failures[0].ended
+    furthest = max(failures, key=lambda trace: len(trace.layers))
+    raise ExampleInputError(_why(model, failures, furthest.ended, guess)) from furthest.ended
 
 
 @dataclass
@@ -94,13 +95,25 @@ class _Runner:
         return attempt
 
     def varied(self, example: Example) -> Attempt:
+        """Run on these inputs, and then on other shapes: as failures propose, and usual ones."""
+        first = attempt = self._searched(example)
+        shapes = {tuple(pixels.shape) for pixels in example.pixels}
+        for side in USUAL_SIDES if len(shapes) == 1 and not example.fixed else ():
+            (shape,) = shapes
+            if attempt.trace.ended is None or len(shape) - example.channel_axis < 3:
+                break
+            attempt = self._searched(reshaped(example, (*shape[:-2], side, side)))
+        # The first one's message is about a shape that the model's zoo or layers declare.
+        return attempt if attempt.trace.ended is None else first
+
+    def _searched(self, example: Example) -> Attempt:
         """Run on these inputs, and then on other shapes of them, as each failure proposes."""
         search = ShapeSearch()
         first = attempt = self.run(example)
         while attempt.trace.ended is not None and not example.fixed:
             proposed = search.next(attempt.example, attempt.trace.mismatch)
             if proposed is None:
-                return first  # its message is about a shape that the model's zoo or layers declare
+                return first
             attempt = self.run(proposed)
         return attempt
 
@@ -148,18 +161,21 @@ def refuse_scripted(model: nn.Module) -> None:
         )
 
 
-def _why(model: nn.Module, failures: list[Trace], guess: bool) -> str:
+def _why(model: nn.Module, failures: list[Trace], error: Exception | None, guess: bool) -> str:
     name = type(model).__name__
     looked_up = next((trace.looked_up for trace in failures if trace.looked_up), None)
     if looked_up:
         return (
             f"{name} looks its input up in {looked_up!r}, so it takes indices, not pixels: {ADVICE}"
         )
-    error = failures[0].ended
     message = first_line(error) if error else ""
     inputs = "the inputs guessed for it" if guess else "the example_inputs given"
     return f"{name} could not be run on {inputs} ({message}): {ADVICE}"
 
+
+USUAL_SIDES = (64, 32, 128, 256, 299, 384, 512)
+"""Sides of images, where no failure tells which is wanted: vit-pytorch's MobileViT and ScalableViT
+raise errors of their own, pytorchcv's InceptionV4 is left with an image of no pixels."""
 
 ATTEMPTS = 20
 """Forwards for one guess of the inputs: a signal of 16,000 steps is halved fourteen times."""

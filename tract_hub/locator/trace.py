@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import random
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from types import MethodWrapperType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from tract_hub.locator.draws import own_draws
 from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
 from tract_hub.locator.mismatch import Mismatch, mismatch_of
 from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
@@ -81,7 +78,7 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
     )
     call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _own_draws(), running:
+        with torch.inference_mode(False), torch.enable_grad(), own_draws(copied), running:
             # A forward may write into its input, which autograd allows in a copy of a leaf alone.
             inputs = {key: leaf.clone() for key, leaf in leaves.items()}
             args, kwargs = tree_map_only(
@@ -97,24 +94,6 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
     except Exception as error:  # whatever a model raises on inputs that do not fit
         trace.ended = error
     return trace
-
-
-_searching = threading.RLock()
-
-
-@contextmanager
-def _own_draws() -> Iterator[None]:
-    """Put Python's and NumPy's random states back; torch's are looked after in ``values``.
-
-    Only one search does so at a time; what any other thread draws meanwhile is drawn again later.
-    """
-    with _searching:
-        python, numpy = random.getstate(), np.random.get_state()
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
