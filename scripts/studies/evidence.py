@@ -19,37 +19,34 @@ import pandas as pd
 from tract_hub.studies import table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-RESNET = "--recipe narrow-resnet18 --model-arg width=16 --precision bf16 --lr 0.1 0.2"
-SHORT = "--max-train 10000 --epochs 5 --grid-seeds 2 --seeds"
+RESNET = "--recipe narrow-resnet18 --model-arg width=16 --precision bf16"
+SHORT = "--lr 0.1 0.2 0.4 --max-train 10000 --epochs 5"
+FEW = f"{SHORT} --grid-seeds 1 --seeds 4"
+VIT = "--recipe small-vit --epochs 12 --lr 0.001 0.002 --grid-seeds 1 --seeds 3"
 STUDIES = {
     "length": (
         "How many epochs does TrAct save?",
-        f"{RESNET} --epochs 5 10 20 --grid-seeds 1 --seeds 3",
+        f"{RESNET} --lr 0.1 0.2 --epochs 5 10 20 --grid-seeds 1 --seeds 3",
     ),
     "mechanism": (
         "Is it the direction of the gradient or its size?",
-        f"{RESNET} 0.4 {SHORT} 6 --rescaled --stem-lr 0.5 2 4",
+        f"{RESNET} {SHORT} --grid-seeds 2 --seeds 6 --rescaled --stem-lr 0.5 2 4",
     ),
-    "damping": ("Which λ?", f"{RESNET} 0.4 {SHORT} 6 --lam 0.1 0.05 0.2"),
-    **{
-        f"pixels-{pixels}": (
-            f"Pixels that are not standardised: {described}",
-            f"{RESNET} 0.4 {SHORT} 4 --pixels {pixels} --damping relative absolute",
-        )
-        for pixels, described in (("unit", "0 to 1"), ("bytes", "0 to 255"))
-    },
+    "damping": ("Which λ?", f"{RESNET} {SHORT} --grid-seeds 2 --seeds 6 --lam 0.1 0.05 0.2"),
+    "pixels-unit": (
+        "Pixels from 0 to 1",
+        f"{RESNET} {FEW} --pixels unit --damping relative absolute",
+    ),
+    "pixels-bytes": (
+        "Pixels from 0 to 255",
+        f"{RESNET} {FEW} --pixels bytes --damping relative absolute",
+    ),
     "no-norm": (
         "A CNN without batch normalisation behind its first layer",
-        f"{RESNET.replace('resnet18', 'resnet18-bare')} 0.05 {SHORT} 4",
+        f"{RESNET.replace('resnet18', 'resnet18-bare')} {FEW}",
     ),
-    **{
-        f"vit-patch{size}": (
-            f"A small ViT with patches of {size} × {size}",
-            "--recipe small-vit --epochs 12 --grid-seeds 1 --seeds 3 "
-            f"--lr 0.001 0.002 --model-arg patch_size={size}",
-        )
-        for size in (4, 8)
-    },
+    "vit-patch4": ("A small ViT, patches of 4 × 4", f"{VIT} --model-arg patch_size=4"),
+    "vit-patch8": ("A small ViT, patches of 8 × 8", f"{VIT} --model-arg patch_size=8"),
 }
 SHOWN = ["arm", "epochs", "ordinary epochs", "seeds", "accuracy", "difference", "epochs to 95%"]
 
