@@ -32,7 +32,7 @@ COLUMNS = ["script", "source", "first layer", "the line at the end"]
 STEPS = 3
 TIME_LIMIT = 600
 START = f"""
-import os, torch
+import io, os, torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 torch.manual_seed(0)
 steps = 0
@@ -49,6 +49,10 @@ def after(optimizer, *_):
 register_optimizer_step_post_hook(after)
 import torchvision.datasets.cifar
 torchvision.datasets.cifar.check_integrity = lambda *_: True
+ordinary_popen = os.popen
+os.popen = lambda command, *rest: (  # pytorch-cifar asks for the terminal's size
+    io.StringIO("24 80") if command == "stty size" else ordinary_popen(command, *rest)
+)
 """
 
 TIMM = (
@@ -58,7 +62,8 @@ TIMM = (
 YAML = (
     "-c {{root}}/scripts/timm/{}.yaml --data-dir {{images}} --output {{out}} --device cpu -b 4 "
     "--dataset folder --num-classes 6 --workers 1 --no-prefetcher --img-size 64 "
-    "--model test_{} --opt sgd --lr 0.1 --mixup 0 --cutmix 0 --drop-path 0"
+    "--model test_{} --opt sgd --lr 0.1 --mixup 0 --cutmix 0 --drop-path 0 "
+    "--aug-repeats 0"
 )
 HF = (
     "--train_dir {images}/train --validation_dir {images}/val --output_dir {out} --do_train "
@@ -160,7 +165,7 @@ def compared(name: str, checkouts: Path, folder: Path) -> tuple[str, str, str, s
     for launch in ([], ["-m", "tract_hub.launch"]):
         out = tempfile.mkdtemp(dir=folder)
         words = arguments.format(root=ROOT, images=folder / "images", out=out, vit=folder / "vit")
-        start = os.pathsep.join([str(folder / "start"), str(ROOT), str(script.parent)])
+        start = os.pathsep.join([str(folder / "start"), str(ROOT), *map(str, script.parents[:2])])
         result = Path(out) / "kept.pt"
         settings = {"PYTHONPATH": start, "KEPT": str(result), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, *launch, str(script), *words.split()]

@@ -99,6 +99,28 @@ def test_a_part_that_is_followed_alone_is_named() -> None:
     assert stem.reason.endswith("followed in encoder alone")
 
 
+class NeedsAPlan(transformers.PreTrainedModel):
+    """A model whose forward nobody can guess; Transformers' interface names its embeddings."""
+
+    config_class = transformers.ViTConfig
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.embeddings = transformers.ViTModel(config).embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def forward(self, pixel_values, plan):
+        return self.embeddings(pixel_values)[plan.steps]
+
+
+def test_where_no_forward_can_be_guessed_the_embeddings_are_followed() -> None:
+    (stem,) = tract_hub.locate(NeedsAPlan(transformers.ViTConfig(num_hidden_layers=1)))
+    assert stem.weight_name == PATCHES
+    assert stem.reason.endswith("followed in embeddings alone")
+
+
 @pytest.mark.parametrize("settings", [{}, {"backbone_config": {"model_type": "rf_detr_dinov2"}}])
 def test_a_default_size_that_does_not_fit_the_windows(settings) -> None:
     config = transformers.RfDetrConfig(**settings)

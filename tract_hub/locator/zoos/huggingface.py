@@ -50,6 +50,7 @@ def examples(model: nn.Module) -> Iterator[Example]:
     if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
         yield from _calls(model, [*known, *heard])
     yield from _models_inside(model, set(pixels))
+    yield from _embeddings(model, pixels)
     images = {n for n in pixels if "video" not in n}
     if images != set(pixels):  # what reads its images reads its videos too (PerceptionLM)
         yield from _parts(model, images)
@@ -146,6 +147,18 @@ def _models_inside(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     for first, *others in product(*calls):
         further = [call for other in others for call in (other, *other.also)]
         yield replace(first, also=(*first.also, *further))
+
+
+def _embeddings(model: nn.Module, pixels: Names) -> Iterator[Example]:
+    """Yield calls of the module that Transformers' own interface says embeds the pixels."""
+    try:
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # not every class says so
+        return
+    for path, module in model.named_modules():
+        if module is embeddings and not isinstance(module, nn.Embedding):
+            names, _ = _parameters(module.forward)
+            yield from _calls(model, [n for n in names if n in pixels], path)
 
 
 def _outermost_inside(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
