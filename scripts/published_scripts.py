@@ -103,7 +103,6 @@ PUBLISHED: dict[str, tuple[str, str]] = {
         f"{VISION} --model-ema --mixup-alpha 0.2",
     ),
     "CIFAR zoo": ("pytorch-cifar/main.py", "--lr 0.1"),
-    "SAM": ("sam/example/train.py", "--depth 10 --width_factor 1 --batch_size 16 --threads 0"),
     "SimCLR": ("SimCLR/run.py", "-data data -dataset-name cifar10 -b 16 -j 0 --disable-cuda"),
 }
 
@@ -165,7 +164,7 @@ def compared(name: str, checkouts: Path, folder: Path) -> tuple[str, str, str, s
     for launch in ([], ["-m", "tract_hub.launch"]):
         out = tempfile.mkdtemp(dir=folder)
         words = arguments.format(root=ROOT, images=folder / "images", out=out, vit=folder / "vit")
-        start = os.pathsep.join([str(folder / "start"), str(ROOT), *map(str, script.parents[:2])])
+        start = os.pathsep.join([str(folder / "start"), str(ROOT), str(script.parent)])
         result = Path(out) / "kept.pt"
         settings = {"PYTHONPATH": start, "KEPT": str(result), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, *launch, str(script), *words.split()]

@@ -128,7 +128,7 @@ def with_torch_tract(model: nn.Module) -> nn.Module:
     for stem in tract_hub.locate(model):
         parent, _, name = stem.module_name.rpartition(".")
         layer = torch_tract.TrAct(stem.module, LAM)
-        model.get_submodule(parent)._modules[name] = layer
+        setattr(model.get_submodule(parent), name, layer)
     return model
 
 
