@@ -305,7 +305,9 @@ class Outcome:
                 f"training {when}; give at least 3 seeds."
             )
         if final.low > 0 or final.high < 0:
-            verb = "helped" if final.low > 0 else "hurt"
+            same = self.epochs == self.against
+            better, worse = ("helped", "hurt") if same else ("ended higher", "ended lower")
+            verb = better if final.low > 0 else worse
             said = f"{arm} {verb}: {final.points()} {when}, {self.seeds} seeds"
             share = LEVELS[-1]
             ratio = self.speed(share)
