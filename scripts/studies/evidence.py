@@ -60,7 +60,8 @@ def section(name: str) -> str:
     lines = pd.read_csv(folder / "table.csv", dtype=str)
     rows = table.read(folder / "runs.jsonl")
     final = rows[(rows["arm"] == "ordinary") & (rows["epoch"] == rows["epochs"])]
-    means = final.groupby(["epochs", "lr"])["accuracy"].mean()
+    by_rate = final.pivot_table("accuracy", "seed", ["epochs", "lr"])
+    means = by_rate.dropna().mean()  # of the seeds that chose the rate
     rates = ", ".join(f"{lr:g}: {mean:.1%} ({n} epochs)" for (n, lr), mean in means.items())
     machine = json.loads((folder / "timing.json").read_text(encoding="utf-8"))["machine"]
     pictures = [at for at in ("lengths.png", "compare.png") if (folder / at).exists()]
