@@ -166,17 +166,18 @@ def gram_of_rows(rows: Tensor) -> Tensor:
         # (groups, 1, n): what to add to row i and column j for their cross terms and half of m².
         cross = _summed_blocks(means, blocks) + _summed_blocks(means, means) / 2
     panel = PANEL if rows.device.type == "cpu" else features
-    if cross is None and features <= panel:
+    if features <= panel:
         gram = _summed_blocks(blocks, blocks)
-        return gram[:, : features - spare, : features - spare]
-    gram = rows.new_empty((len(rows), features, features), dtype=widest_dtype(rows.device))
-    for first in range(0, features, panel):
-        last = min(first + panel, features)
-        upper = _summed_blocks(blocks[..., first:last], blocks[..., first:])
-        if cross is not None:
-            upper = upper + cross[..., first:] + cross[..., first:last].mT
-        gram[:, first:last, first:] = upper
-        gram[:, last:, first:last] = upper[..., last - first :].mT
+    else:
+        wide = widest_dtype(rows.device)
+        gram = rows.new_empty((len(rows), features, features), dtype=wide)
+        for first in range(0, features, panel):
+            last = min(first + panel, features)
+            upper = _summed_blocks(blocks[..., first:last], blocks[..., first:])
+            gram[:, first:last, first:] = upper
+            gram[:, last:, first:last] = upper[..., last - first :].mT
+    if cross is not None:
+        gram.add_(cross).add_(cross.mT)
     return gram[:, : features - spare, : features - spare]
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
-from tract_hub.studies.verdict import Curves, Outcome, Study, paired
+from tract_hub.studies.verdict import Curves, Outcome, Study, half_width_of_mean, paired
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 ORDINARY_COLOUR = "#777777"
@@ -61,7 +60,7 @@ def draw_lengths(rows: pd.DataFrame, study: Study, arms: Sequence[str], title: s
         runs = {epochs: study.curves(rows, arm, epochs) for epochs in study.lr}
         final = {n: 100 * one.accuracy[:, -1] for n, one in runs.items() if one.seeds}
         means = [values.mean() for values in final.values()]
-        halves = [stats.t.ppf(0.975, len(v) - 1) * pd.Series(v).sem() for v in final.values()]
+        halves = [half_width_of_mean(values) for values in final.values()]
         axes.errorbar(list(final), means, halves, color=colour, label=arm, marker="o", capsize=3)
     axes.set_xscale("log")
     axes.set_xticks(list(study.lr), [str(epochs) for epochs in study.lr], minor=False)

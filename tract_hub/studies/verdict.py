@@ -169,6 +169,11 @@ def epochs_to(curve: Array, level: float, start: float) -> float:
     return float(after - 1 + (level - before) / step)
 
 
+def half_width_of_mean(values: Sequence[float] | Array) -> float:
+    """Half the width of the interval of a mean over seeds, by Student's t; NaN for one seed."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * pd.Series(values).sem())
+
+
 def epoch_ratio(arm: Curves, ordinary: Curves, share: float, start: float) -> Interval:
     """Return the epochs that an arm needs over those of ordinary training, paired by seed.
 
@@ -188,7 +193,7 @@ def epoch_ratio(arm: Curves, ordinary: Curves, share: float, start: float) -> In
     mean = float(np.mean(logs))
     if len(logs) < 2:
         return Interval(math.exp(mean), math.nan, math.nan, censored)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * stats.sem(logs)
+    half = half_width_of_mean(logs)
     low, high = math.exp(mean - half), math.exp(mean + half)
     return Interval(math.exp(mean), low, math.inf if censored else high, censored)
 
