@@ -19,10 +19,6 @@ class ExampleInputError(TractError):
     """The model could not be traced with the inputs at hand."""
 
 
-class ScriptError(TractError):
-    """There is no such script or module to run."""
-
-
 class TractWarning(UserWarning):
     """Something a user of TrAct should know; training goes on."""
 
@@ -41,10 +37,6 @@ class DataError(StudyError):
 
 class ModelError(StudyError):
     """The model cannot be found, built, or run on the images at hand."""
-
-
-class UnpairedRunsError(StudyError):
-    """Two arms of a seed did not start alike or did not see the same batches."""
 
 
 def first_line(error: BaseException) -> str:

@@ -169,8 +169,7 @@ def gram_of_rows(rows: Tensor) -> Tensor:
     if features <= panel:
         gram = _summed_blocks(blocks, blocks)
     else:
-        wide = widest_dtype(rows.device)
-        gram = rows.new_empty((len(rows), features, features), dtype=wide)
+        gram = rows.new_empty((len(rows), features, features), dtype=widest_dtype(rows.device))
         for first in range(0, features, panel):
             last = min(first + panel, features)
             upper = _summed_blocks(blocks[..., first:last], blocks[..., first:])
