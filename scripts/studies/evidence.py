@@ -20,33 +20,43 @@ from tract_hub.studies import table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 RESNET = "--recipe narrow-resnet18 --model-arg width=16 --precision bf16"
-SHORT = "--lr 0.1 0.2 0.4 --max-train 10000 --epochs 5"
+SHORT = "--max-train 10000 --epochs 5"
+GRID = "--lr 0.1 0.2 0.4"
 FEW = f"{SHORT} --grid-seeds 1 --seeds 4"
-VIT = "--recipe small-vit --epochs 12 --lr 0.001 0.002 --grid-seeds 1 --seeds 3"
+VIT = "--lr 0.001 0.002 --grid-seeds 1 --seeds 3"
+PATCH8 = f"--recipe small-vit --model-arg patch_size=8 --epochs 12 {VIT}"
 STUDIES = {
     "length": (
         "How many epochs does TrAct save?",
-        f"{RESNET} --lr 0.1 0.2 --epochs 5 10 20 --grid-seeds 1 --seeds 3",
+        f"{RESNET} --lr 0.1 0.2 --epochs 5 10 20 --ordinary-epochs 25 --grid-seeds 1 --seeds 3",
     ),
     "mechanism": (
         "Is it the direction of the gradient or its size?",
-        f"{RESNET} {SHORT} --grid-seeds 2 --seeds 6 --rescaled --stem-lr 0.5 2 4",
+        f"{RESNET} {GRID} {SHORT} --grid-seeds 2 --seeds 6 --rescaled --stem-lr 0.5 2 4",
     ),
-    "damping": ("Which λ?", f"{RESNET} {SHORT} --grid-seeds 2 --seeds 6 --lam 0.1 0.05 0.2"),
+    "damping": ("Which λ?", f"{RESNET} {GRID} {SHORT} --grid-seeds 2 --seeds 6 --lam 0.1 0.05 0.2"),
     "pixels-unit": (
         "Pixels from 0 to 1",
-        f"{RESNET} {FEW} --pixels unit --damping relative absolute",
+        f"{RESNET} {GRID} {FEW} --pixels unit --damping relative absolute",
     ),
     "pixels-bytes": (
         "Pixels from 0 to 255",
-        f"{RESNET} {FEW} --pixels bytes --damping relative absolute",
+        f"{RESNET} {GRID} {FEW} --pixels bytes --damping relative absolute",
     ),
     "no-norm": (
         "A CNN without batch normalisation behind its first layer",
-        f"{RESNET.replace('resnet18', 'resnet18-bare')} {FEW}",
+        f"{RESNET.replace('resnet18', 'resnet18-bare')} --lr 0.05 0.1 0.2 {FEW}",
     ),
-    "vit-patch4": ("A small ViT, patches of 4 × 4", f"{VIT} --model-arg patch_size=4"),
-    "vit-patch8": ("A small ViT, patches of 8 × 8", f"{VIT} --model-arg patch_size=8"),
+    "vit-patch8": ("A small ViT, patches of 8 × 8", PATCH8),
+    "vit-no-warmup": ("The same without warm-up", f"{PATCH8} --warmup 0"),
+    "conv-vit": (
+        "A small ViT with a convolutional stem",
+        f"--recipe conv-vit --epochs 6 {VIT}",
+    ),
+    "vit-patch4": (
+        "A small ViT, patches of 4 × 4",
+        f"--recipe small-vit --epochs 8 {VIT}",
+    ),
 }
 SHOWN = ["arm", "epochs", "ordinary epochs", "seeds", "accuracy", "difference", "epochs to 95%"]
 

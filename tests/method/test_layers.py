@@ -204,6 +204,21 @@ def test_photographs_are_exact_in_float32(
         assert correction_error(layer, images, lam) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("kernel", [16, 32])
+def test_photographs_of_fewer_rows_than_features_are_exact_in_float32(
+    photographs: Tensor, kernel: int
+) -> None:
+    torch.manual_seed(0)
+    images = (photographs - photographs.mean()) / photographs.std()
+    images = images[:2] if kernel == 16 else images
+    layer = nn.Conv2d(3, 8, kernel, kernel)
+    exact = copy.deepcopy(layer).double()
+    tract_hub.enable(layer, stems=[""])(images).square().sum().backward()
+    exact(images.double()).square().sum().backward()
+    expected = closed_form(exact.weight.grad, layer_rows(exact, images.double()), 0.1)
+    assert relative_error(layer.weight.grad, expected) <= TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("lam", [1e-4, 0.1, 10.0])
 def test_a_smooth_ramp_is_exact_in_float32(lam: float) -> None:
     """A float32 Gram matrix of it has eigenvalues far below zero."""

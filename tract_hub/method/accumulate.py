@@ -120,7 +120,8 @@ class Accumulator:
             gradient = importlib.import_module("deepspeed.utils").safe_get_full_grad(parameter)
         if gradient is not None:
             sums = packed[:-1].view(groups, features, features)
-            moment = Moment(sums, rows.clamp_min(1), self.eps or torch.finfo(packed.dtype).eps)
+            eps = self.eps or torch.finfo(packed.dtype).eps
+            moment = Moment(sums, rows.clamp_min(1), features, eps)
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # a DTensor
             with torch.no_grad():
                 local = local.mT if self.transposed else local

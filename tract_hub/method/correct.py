@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from tract_hub.method.gram import (
     ROUNDING,
     count_rows,
     gram_matrix,
-    gram_of_rows,
+    gram_of_columns,
     has_fast_float64,
     product_dtype,
     unfolded,
@@ -34,67 +35,89 @@ from tract_hub.method.gram import (
 SAFETY = 64
 """Times its rounding errors that the damping is, at least, where products in float32 do."""
 
+SMALL_PRODUCT = 2**23
+"""Multiplications of XXᵀ up to which a CPU takes float64: it takes as long for the 64 × 64 × 784 of
+an MLP, looking at the rounding errors included, and 1.6 times as long for 64 × 64 × 3,072 (AMD
+EPYC)."""
+
 Observer = Callable[[Tensor], None]
 """Is shown the mean square of the input, (groups,), where looking at it is free."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The second moment XᵀX / rows of a layer's input.
+    """The second moment XᵀX / rows of a layer's input, or XXᵀ / rows.
 
     Attributes:
-        sums: XᵀX, (groups, n, n).
+        sums: XᵀX, (groups, n, n), or XXᵀ, (groups, rows, rows).
         rows: how many rows were summed; a tensor where processes have summed them.
+        features: n.
         eps: the rounding unit of the products.
+        rounded: the part of the sums that has this rounding unit; None: all of them.
 
     """
 
     sums: Tensor
     rows: int | Tensor
+    features: int
     eps: float
+    rounded: Tensor | None = None
 
-    @property
+    @cached_property
     def trace(self) -> Tensor:
         """(groups, 1, 1): n times the mean square of the input."""
         return _trace(self.sums) / self.rows
 
-    @property
+    @cached_property
     def rounding(self) -> Tensor:
         """Bound of the matrix's rounding errors, as an eigenvalue, (groups, 1, 1)."""
-        return ROUNDING * self.eps * self.trace
+        trace = self.trace if self.rounded is None else _trace(self.rounded) / self.rows
+        return ROUNDING * self.eps * trace
+
+    def allows(self, settings: Settings) -> bool:
+        """Whether λ is far above the rounding errors; a look at the numbers."""
+        damping = settings.lam if settings.damping == "absolute" else self._relative(settings)
+        # Not `>`: where the sums overflowed, too.
+        return bool((SAFETY * self.rounding <= damping).all())
 
     def damped(self, settings: Settings) -> tuple[Tensor, Tensor]:
-        """Return XᵀX / rows + λI, and its λ, (groups, 1, 1), raised to the rounding errors."""
-        damping = damping_of(self.trace, self.sums.shape[-1], settings, self.eps)
-        return _add_to_diagonal(self.sums / self.rows, damping), damping
+        """Return the second moment + λI, and its λ, (groups, 1, 1), raised to the rounding errors.
+
+        λ is absolute, or relative to the mean square trace / n.
+        """
+        if settings.damping == "absolute":
+            damping = self.rounding.clamp_min(settings.lam)
+        else:
+            damping = torch.maximum(self._relative(settings), self.rounding)
+        matrix = self.sums / self.rows
+        matrix.diagonal(dim1=-2, dim2=-1).add_(damping[..., 0])
+        return matrix, damping
+
+    def _relative(self, settings: Settings) -> Tensor:
+        damping = settings.lam / self.features * self.trace
+        return damping + (damping == 0)  # zeros have a gradient of zeros, not 0 / 0
 
 
-def damping_of(trace: Tensor, features: int, settings: Settings, eps: float = 0.0) -> Tensor:
-    """Return λ, in the shape of ``trace``: absolute, or relative to the mean square trace / n.
-
-    It is raised to the rounding errors of products with the rounding unit ``eps``.
-    """
-    if settings.damping == "absolute":
-        return (ROUNDING * eps * trace).clamp_min(settings.lam)
-    damping = max(settings.lam / features, ROUNDING * eps) * trace
-    return damping + (damping == 0)  # zeros have a gradient of zeros, not 0 / 0
-
-
-def moment_of(call: LinearCall, settings: Settings, operands: torch.dtype | None = None) -> Moment:
-    """Compute XᵀX / rows of a call with at least one row.
+def moment_of(
+    call: LinearCall,
+    settings: Settings,
+    operands: torch.dtype | None = None,
+    x: Tensor | None = None,
+) -> Moment:
+    """Compute XᵀX / rows of a call with at least one row, or XXᵀ / rows of its unfolded input x.
 
     Where λ lies too near the rounding errors of float32, a CPU takes float64. Elsewhere looking
     would wait for the device: λ is raised instead, see ``Moment.damped``.
     """
-    dtype = product_dtype(call.input, operands)
-    with torch.no_grad(), torch.autocast(call.input.device.type, enabled=False):
-        if dtype == torch.float32 and in_transform():  # vmap has no number to look at
+    device = call.input.device.type
+    dtype = product_dtype(call.input, operands) if x is None else product_dtype(x, None)
+    small = x is not None and count_rows(call) * x.numel() < SMALL_PRODUCT and device == "cpu"
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        if dtype == torch.float32 and (small or in_transform()):  # vmap has no number to look at
             dtype = torch.float64
-        moment = _moment_in(dtype, call)
-        if dtype == torch.float32 and call.input.device.type == "cpu":
-            damping = damping_of(moment.trace, call.in_features, settings)
-            if not bool((SAFETY * moment.rounding <= damping).all()):  # also where it overflowed
-                moment = _moment_in(torch.float64, call)
+        moment = _moment_in(dtype, call, x)
+        if dtype == torch.float32 and device == "cpu" and not moment.allows(settings):
+            moment = _moment_in(torch.float64, call, x)
     return moment
 
 
@@ -171,52 +194,38 @@ def dual_gradient(
     """
     rows, groups = count_rows(call), call.groups
     with torch.autocast(delta.device.type, enabled=False):
-        wide = torch.promote_types(call.input.dtype, torch.float32)
-        x = unfolded(call, wide)
+        x = unfolded(call, torch.promote_types(call.input.dtype, torch.float32))
         if call.convolution is not None and delta.dim() == len(call.convolution.kernel) + 2:
             delta = delta.movedim(0, 1)  # (out, batch, *output), as X has its rows
         channels_last = call.convolution is None
         delta = delta.reshape(rows, -1) if channels_last else delta.flatten(1).T
         delta = delta.reshape(rows, groups, -1).transpose(0, 1)
-        exact = torch.float64 if has_fast_float64(x.device) else wide
-        kernel = gram_of_rows(x.mT.to(exact)) / rows  # XXᵀ
-        trace = _trace(kernel)
+        moment = moment_of(call, settings, x=x)
         if observe is not None:
-            observe(trace.flatten() / call.in_features)
-        damping = damping_of(trace, call.in_features, settings, torch.finfo(exact).eps)
-        factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(kernel, damping))
+            observe(moment.trace.flatten() / call.in_features)
+        damped, damping = moment.damped(settings)
+        exact = torch.float64 if has_fast_float64(x.device) else x.dtype
+        factor, info = torch.linalg.cholesky_ex(damped.to(exact))
         # LAPACK's solve takes five times as long for the 64 × 64 matrix of an MLP's batch.
-        inverse = torch.cholesky_inverse(factor) + _poison(damping, info)
-        solved = inverse @ delta.to(inverse.dtype)
-        gradient = solved.to(wide).mT @ x
+        inverse = torch.cholesky_inverse(factor) + _poison(damping, info).to(exact)
+        solved = inverse @ delta.to(exact)
+        gradient = solved.to(x.dtype).mT @ x
     return gradient.reshape(call.weight.shape).to(dtype)
 
 
 def _woodbury(gradient: Tensor, call: LinearCall, settings: Settings) -> Tensor:
-    """Return (∇W − ∇W·Xᵀ (XXᵀ + rows·λI)⁻¹ X) / λ, in the widest dtype, as it cancels."""
-    rows, groups, features = count_rows(call), call.groups, call.in_features
+    """Return (∇W − ∇W·Xᵀ (XXᵀ / rows + λI)⁻¹ X / rows) / λ, in the widest dtype, as it cancels."""
+    groups, features = call.groups, call.in_features
     wide = widest_dtype(gradient.device)
     with torch.autocast(gradient.device.type, enabled=False):
         x = unfolded(call, wide)
         ordinary = gradient.reshape(groups, -1, features).to(wide)
-        kernel = x @ x.mT
-        trace = _trace(kernel) / rows
-        damping = damping_of(trace, features, settings, torch.finfo(wide).eps)
-        factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(kernel, rows * damping))
-        seen = torch.cholesky_solve(x @ ordinary.mT, factor).mT @ x
-        corrected = (ordinary - seen) / damping + _poison(damping + trace, info)
+        moment = _moment_in(wide, call, x)
+        damped, damping = moment.damped(settings)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        seen = torch.cholesky_solve(x @ ordinary.mT, factor).mT @ x / count_rows(call)
+        corrected = (ordinary - seen) / damping + _poison(damping + moment.trace, info)
     return corrected.reshape(gradient.shape).to(gradient.dtype)
-
-
-def _trace(matrix: Tensor) -> Tensor:
-    """(groups, n, n) → (groups, 1, 1)."""
-    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-
-
-def _add_to_diagonal(matrix: Tensor, damping: Tensor) -> Tensor:
-    """Add λ, (groups, 1, 1), to the diagonal of (groups, n, n) in place."""
-    matrix.diagonal(dim1=-2, dim2=-1).add_(damping[..., 0])
-    return matrix
 
 
 def _poison(damping: Tensor, info: Tensor) -> Tensor:
@@ -228,9 +237,21 @@ def _poison(damping: Tensor, info: Tensor) -> Tensor:
     return (damping - damping) / (info == 0)[:, None, None]
 
 
-def _moment_in(dtype: torch.dtype, call: LinearCall) -> Moment:
+def _moment_in(dtype: torch.dtype, call: LinearCall, x: Tensor | None = None) -> Moment:
+    rows, features = count_rows(call), call.in_features
+    if x is not None:
+        sums, rounded = gram_of_columns(x.to(dtype))
+        if has_fast_float64(x.device):
+            return Moment(sums, rows, features, torch.finfo(dtype).eps, rounded)
+        # It is factorised in the dtype of x there, which rounds all of it.
+        return Moment(sums, rows, features, torch.finfo(x.dtype).eps)
     eps = torch.finfo(torch.float32 if dtype.itemsize == 2 else dtype).eps
-    return Moment(gram_matrix(call, dtype), count_rows(call), eps)
+    return Moment(gram_matrix(call, dtype), rows, features, eps)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    """(groups, n, n) → (groups, 1, 1)."""
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
 
 
 def in_transform() -> bool:

@@ -40,6 +40,10 @@ Xeon, two fifths of it take 1.15 times as long, and more brings nothing."""
 GPU_CHUNK_ELEMENTS = 24 * 2**20
 """The same on a GPU, where few large products are better: 48 MiB in half precision."""
 
+RUN = 32
+"""Neighbouring features whose mean is split off: 4 to 32 have the same error, and fewer take up to
+twice as long (AMD EPYC)."""
+
 ROUNDING = 8
 """Rounding errors of XᵀX, in units of eps × trace: twice the largest that photographs, ramps,
 constants and noise have shown."""
@@ -178,6 +182,25 @@ def gram_of_rows(rows: Tensor) -> Tensor:
     if cross is not None:
         gram.add_(cross).add_(cross.mT)
     return gram[:, : features - spare, : features - spare]
+
+
+def gram_of_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute XXᵀ: (groups, rows, n) → (groups, rows, rows), and its part in the dtype of x.
+
+    In float32, each run of features is split into its mean and the rest, which sums to zero, so
+    XXᵀ is the sum of the two parts' own products. The rest is small where neighbouring pixels are
+    alike: on photographs of 32 × 32 pixels the error of the gradient falls from 3e-4 to 1e-6, in
+    1.1 of the time of a product in float32 and half of that in float64 (AMD EPYC).
+    """
+    if x.dtype != torch.float32:
+        product = x @ x.mT
+        return product, product
+    runs = _pad(x, [0, -x.shape[-1] % RUN]).unflatten(-1, (-1, RUN))
+    means = runs.mean(-1, keepdim=True)
+    rest = (runs - means).flatten(-2)
+    means = means.squeeze(-1).to(widest_dtype(x.device))
+    product = rest @ rest.mT
+    return RUN * (means @ means.mT) + product, product
 
 
 def _summed_blocks(left: Tensor, right: Tensor) -> Tensor:
