@@ -204,7 +204,7 @@ def test_every_default_model() -> None:
     from tract_hub.studies.zoos import models_of
 
     names = [name for name in models_of("timm") if "[" not in name]
-    records = [audit_model("timm", name, time_limit=120) for name in names]
+    records = [audit_model("timm", name) for name in names]
     results = [record["result"] for record in records]
     assert set(results) == {"exact", "multiple"}
     known = {r["name"]: r for r in json.loads(AUDIT.read_text(encoding="utf-8"))["models"]}

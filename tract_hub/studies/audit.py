@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import warnings
 from collections import Counter, defaultdict
@@ -63,37 +62,18 @@ def audit(settings: Audit) -> None:
     print(f"{counts(records).to_string(index=False)}\nwritten to {out}: {zoo}.md, {zoo}.json")
 
 
-def audit_model(zoo: str, name: str, time_limit: float = 0.0) -> Record:
+def audit_model(zoo: str, name: str) -> Record:
     """Build one model without its weights, and locate its first layers.
 
     The record holds ``name``; ``result``, a key of ``RESULTS``; its ``stems``, or the ``reason``;
-    and ``warnings``, where the zoo declares another first layer than was found. A model that takes
-    longer than the limit in seconds counts as failed; 0 is no limit.
+    and ``warnings``, where the zoo declares another first layer than was found.
     """
     torch.set_num_threads(1)
-    limited = time_limit > 0 and hasattr(signal, "setitimer")  # Windows has none, and no limit
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        try:
-            if limited:
-                signal.signal(signal.SIGALRM, _stop)
-                signal.setitimer(signal.ITIMER_REAL, time_limit)
-            record = {"name": name, **_audited(zoo, name)}
-        except _OutOfTimeError:
-            record = {"name": name, "result": "failed", "reason": f"not done in {time_limit:g} s"}
-        finally:
-            if limited:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+        record = {"name": name, **_audited(zoo, name)}
     said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
     return record | ({"warnings": said} if said and "stems" in record else {})
-
-
-class _OutOfTimeError(BaseException):
-    """No ``Exception``: a trace takes those for a forward that failed, and tries another."""
-
-
-def _stop(*_: object) -> None:
-    raise _OutOfTimeError
 
 
 def _audited(zoo: str, name: str) -> Record:
@@ -113,10 +93,8 @@ def _in_parallel(names: list[str], settings: Audit) -> Iterator[Record]:
     share = MODELS_A_PROCESS * settings.jobs
     for start in range(0, len(names), share):
         with ProcessPoolExecutor(settings.jobs, get_context("spawn")) as pool:
-            futures = [
-                pool.submit(audit_model, settings.zoo, name, settings.time_limit)
-                for name in names[start : start + share]
-            ]
+            some = names[start : start + share]
+            futures = [pool.submit(audit_model, settings.zoo, name) for name in some]
             try:
                 yield from (future.result() for future in as_completed(futures))
             except BrokenProcessPool as error:

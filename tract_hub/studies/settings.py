@@ -305,7 +305,5 @@ class Audit:
     """A pattern of names, such as vit_*."""
     jobs: int = 1
     """Processes."""
-    time_limit: float = 120.0
-    """Seconds for one model."""
     out: Path = Path("tract-hub-runs/audit")
     """Folder of ZOO.md and ZOO.json."""
