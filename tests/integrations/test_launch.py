@@ -75,6 +75,7 @@ CASES = [
         f"of Net: {USED}; not on Generator: its input (2, 16) {NOISE} --model Generator",
     ),
     ("gan", "--model Generator", 0, f"on stem.weight of Generator: {USED}"),
+    ("gan_of_two_critic_steps", "", 0, f"of Net: {USED}; not on Generator: its input (2, 16)"),
     ("dcgan", "", 0, f"of Net: {USED}; not on Generator: its input (2, 16, 1, 1) {NOISE}"),
     ("upsampling", "", 0, f"of Net: {USED}; not on Generator: 'stem.weight' reads the pixels"),
     ("translation", "", 0, f"of Generator: {USED}; TrAct λ=0.1 on stem.weight of Net: {USED}"),

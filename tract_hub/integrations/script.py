@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import runpy
 import sys
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +35,9 @@ from tract_hub.errors import ExampleInputError, StemNotFoundError, TractError
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.stem import Stem
 
+UNUSED = 3
+"""The exit status of a run in which no optimizer step used TrAct."""
+
 IN_EVAL_MODE = (
     "it is trained in eval mode, in which TrAct leaves the gradient as it is; let the script call "
     "model.train(), and .eval() on those layers that must be in eval mode"
@@ -43,6 +45,11 @@ IN_EVAL_MODE = (
 NO_IMAGE = (
     "its input {shapes} may be noise, as another optimizer trains another model; if it is images, "
     "pass --model {name}"
+)
+NO_MODEL = (
+    "no module with parameters that a torch optimizer of this process holds was trained on images "
+    "(start processes with torchrun or accelerate launch; with optimizers that are not torch's, "
+    "call tract_hub.enable(model) in the script)"
 )
 
 
@@ -67,44 +74,38 @@ def run_script(name: str, arguments: Sequence[str], as_module: bool = False) -> 
 
 
 @dataclass
-class TrainedModel:
-    """A model that got TrAct.
+class Training:
+    """The training of a model with TrAct, or of several alike, as in folds.
 
     Attributes:
-        name: its class.
+        name: the model's class.
         stems: its first layers, with their settings.
-        model: the model, as long as the script keeps it.
-        optimizers: those that hold the weights of its first layers.
-        steps: steps of these optimizers.
+        models: how many models there were.
+        steps: steps of optimizers that hold the weights of the first layers.
         used: those of the steps before which a forward applied TrAct.
 
     """
 
     name: str
     stems: Status
-    model: weakref.ref[nn.Module]
-    optimizers: weakref.WeakSet[Optimizer]
+    models: int = 0
     steps: int = 0
     used: int = 0
 
-    def count(self, optimizer: Optimizer) -> None:
-        """Count a step of an optimizer, if it is one of this model's."""
-        model = self.model()
-        if model is not None and optimizer in self.optimizers:
-            forwards = [forward for _, forward in stem_forwards(model)]
-            self.steps += 1
-            self.used += any(forward.used for forward in forwards)
-            for forward in forwards:
-                forward.used = False
+    def __str__(self) -> str:
+        first = self.stems[0]
+        names = ", ".join(stem.weight_name for stem in self.stems)
+        damping = "relative " if first.damping == "relative" else ""
+        scope = ", scope global," if first.scope == "global" else ""
+        count = f"{self.models} × " if self.models > 1 else ""
+        return (
+            f"TrAct {damping}λ={first.lam:g}{scope} on {names} of {count}{self.name}: "
+            f"{self.used} of {self.steps} optimizer steps used it"
+        )
 
 
 class ScriptWatch:
-    """Gives TrAct to the models that the code inside ``with ScriptWatch(…)`` trains on images.
-
-    Calls are watched from the making of an optimizer until every optimizer has made a step.
-    Meanwhile ``Optimizer.__init__`` and ``nn.Module.__call__`` are replaced in this process: an
-    unmodified script offers no other place. (Torch's hooks on the forwards of all modules would do
-    for the calls, but they do not get keyword arguments.)
+    """Gives TrAct to the models that a script trains on images.
 
     Args:
         settings: those of ``enable`` that were asked for.
@@ -112,34 +113,38 @@ class ScriptWatch:
             module inside it. None: all that are trained on images.
 
     Attributes:
-        treated: the models that got TrAct.
+        trainings: those with TrAct, by the model's class and first layers.
         left: name of a model that is trained and did not get TrAct → why.
-        failure: why the run was ended.
 
     """
 
     def __init__(self, settings: Mapping[str, Any], name: str | None = None) -> None:
         self.settings = settings
         self.name = name
-        self.treated: list[TrainedModel] = []
+        self.trainings: dict[tuple[str, Status], Training] = {}
         self.left: dict[str, str] = {}
-        self.failure: TractError | None = None
-        self._other_names: set[str] = set()
+        self._others: set[str] = set()
+        self._training_of: WeakKeyDictionary[nn.Module, Training] = WeakKeyDictionary()
         # What optimizers were made with: ZeRO puts shards in the place of parameters later.
-        self._made_with: weakref.WeakKeyDictionary[Optimizer, list[weakref.ref[Tensor]]]
-        self._made_with = weakref.WeakKeyDictionary()
-        self._waiting: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # for their first step
-        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._ordinary_call = nn.Module.__call__
-        self._undo = ExitStack()
+        self._made_with: WeakKeyDictionary[Optimizer, list[ref[Tensor]]] = WeakKeyDictionary()
+        self._waiting: WeakSet[Optimizer] = WeakSet()  # for their first step
+        self._seen: WeakSet[nn.Module] = WeakSet()
 
-    def __enter__(self) -> ScriptWatch:
-        init, call = Optimizer.__init__, self._ordinary_call
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what the code inside trains.
+
+        Calls are watched from the making of an optimizer until every optimizer has made a step.
+        Meanwhile ``Optimizer.__init__`` and ``nn.Module.__call__`` are replaced in this process: an
+        unmodified script offers no other place. (Torch's hooks on the forwards of all modules would
+        do for the calls, but they do not get keyword arguments.)
+        """
+        init, call = Optimizer.__init__, nn.Module.__call__
 
         @functools.wraps(init)
         def noted_init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
             init(optimizer, *args, **kwargs)
-            self._made_with[optimizer] = [weakref.ref(p) for p in _parameters(optimizer)]
+            self._made_with[optimizer] = [ref(parameter) for parameter in _parameters(optimizer)]
             self._waiting.add(optimizer)
             nn.Module.__call__ = watched_call  # type: ignore[method-assign]
 
@@ -154,115 +159,101 @@ class ScriptWatch:
                 if self._waiting:
                     nn.Module.__call__ = watched_call  # type: ignore[method-assign]
 
+        hooks = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
         Optimizer.__init__ = noted_init  # type: ignore[assignment, method-assign]
-        self._undo.callback(setattr, Optimizer, "__init__", init)
-        self._undo.callback(setattr, nn.Module, "__call__", call)
-        self._undo.callback(register_optimizer_step_pre_hook(self._before_step).remove)
-        self._undo.callback(register_optimizer_step_post_hook(self._after_step).remove)
-        return self
+        try:
+            yield
+        finally:
+            Optimizer.__init__ = init  # type: ignore[method-assign]
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+            for hook in hooks:
+                hook.remove()
 
-    def __exit__(self, *exception: Any) -> None:
-        self._undo.close()
-
-    def why_none(self) -> str:
-        """Say why no model got TrAct."""
-        if self.left:
-            return "; ".join(f"{name}: {why}" for name, why in self.left.items())
-        if self._other_names:
-            others = " and ".join(sorted(self._other_names))
-            return f"the script trains no model {self.name!r}, but {others}"
-        return (
-            "no module with parameters that a torch optimizer of this process holds was trained on "
-            "images (start processes with torchrun or accelerate launch; with optimizers that are "
-            "not torch's, call tract_hub.enable(model) in the script)"
-        )
+    def __str__(self) -> str:
+        """Say which models got TrAct and which did not, or why none did."""
+        if self.trainings:
+            left = (f"not on {name}: {why}" for name, why in self.left.items())
+            return "; ".join([*map(str, self.trainings.values()), *left])
+        why = "; ".join(f"{name}: {why}" for name, why in self.left.items())
+        if not why and self._others:
+            others = " and ".join(sorted(self._others))
+            why = f"the script trains no model {self.name!r}, but {others}"
+        return f"TrAct was not used: {why or NO_MODEL}"
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         """End the run before a step without TrAct, unless another optimizer has yet to step."""
         last = set(self._waiting) == {optimizer}
-        if last and not self.treated and _has_gradients(optimizer):
-            self.failure = TractError(self.why_none())
-            raise self.failure
+        if last and not self.trainings and _has_gradients(optimizer):
+            raise SystemExit(UNUSED)  # not an error, which the script might catch
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        for model in self.treated:
-            model.count(optimizer)
+        """Count the step, if it is one of a model with TrAct."""
+        held = self._held_by(optimizer)
+        for model, training in self._training_of.items():
+            forwards = [forward for _, forward in stem_forwards(model)]
+            if any(weight in held for forward in forwards for weight in forward.weights()):
+                training.steps += 1
+                training.used += any(forward.used for forward in forwards)
+                for forward in forwards:
+                    forward.used = False
         if _has_gradients(optimizer):  # some scripts make an empty step first
             self._waiting.discard(optimizer)
-        if not self._waiting:
-            nn.Module.__call__ = self._ordinary_call  # type: ignore[method-assign]
 
     def _look_at(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Enable TrAct on a module that is called, if it is a model that is trained on images."""
-        held = {optimizer: set(map(id, self._held_by(optimizer))) for optimizer in self._made_with}
-        trained = set().union(*held.values())
-        own = {id(parameter) for parameter in root.parameters()} & trained
-        if not own or root in self._seen or not torch.is_grad_enabled():
+        held = {optimizer: self._held_by(optimizer) for optimizer in self._made_with}
+        in_optimizers = set().union(*held.values())
+        trained = {p for p in root.parameters() if p.requires_grad and p in in_optimizers}
+        if not trained or root in self._seen or not torch.is_grad_enabled():
             return
-        model = unwrap(root)[0]
-        name = type(model).__name__
         tensors = _floating_tensors((args, kwargs))
         if self.name is None and (not tensors or any(t.requires_grad for t in tensors)):
             return  # token ids, or features that another model made
-        if self.name and not (self._is_named(model) or self.name in dict(model.named_modules())):
-            self._other_names.add(name)
+        model = unwrap(root)[0]
+        name, part = type(model).__name__, self._part_of(model)
+        trains_another = any(trained.isdisjoint(held[optimizer]) for optimizer in self._waiting)
+        if part is None:
+            self._others.add(name)
         elif not model.training:
             self.left[name] = IN_EVAL_MODE
-        elif (
-            self.name is None
-            and not any(map(_is_image, tensors))
-            and any(own.isdisjoint(held[optimizer]) for optimizer in self._waiting)
-        ):
+        elif self.name is None and trains_another and not any(map(_is_image, tensors)):
+            self._seen.add(root)
             shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
             self.left[name] = NO_IMAGE.format(shapes=shapes, name=name)
         else:
             self._seen.update(root.modules())
             self.left.pop(name, None)
             try:
-                self._enable(model, _example_inputs(model, args, kwargs), trained)
+                self._enable(model, part, trained, _inputs_of(model, args, kwargs))
             except TractError as error:
                 self.left[name] = str(error).removeprefix(f"{name}: ")
 
-    def _is_named(self, model: nn.Module) -> bool:
-        variable = vars(sys.modules["__main__"]).get(str(self.name))
-        is_it = isinstance(variable, nn.Module) and unwrap(variable)[0] is model
-        return is_it or type(model).__name__ == self.name
+    def _part_of(self, model: nn.Module) -> str | None:
+        """Return the path of the module inside a model that was asked for; "" is the model."""
+        variable: Any = getattr(sys.modules["__main__"], str(self.name), None)
+        if self.name in (None, type(model).__name__) or unwrap(variable)[0] is model:
+            return ""
+        return self.name if self.name in dict(model.named_modules()) else None
 
-    def _enable(self, model: nn.Module, inputs: Any, trained: set[int]) -> None:
+    def _enable(self, model: nn.Module, part: str, trained: set[nn.Parameter], inputs: Any) -> None:
         if not tract_hub.status(model):
-            found = self._trained_stems(model, _locate(model, inputs), trained)
-            tract_hub.enable(model, stems=found, **self.settings)
+            stems = _trained_stems(model, part, trained, inputs)
+            tract_hub.enable(model, stems=stems, **self.settings)
         elif self.settings:
             options = ", ".join(f"--{name}" for name in self.settings)
             raise TractError(f"the script itself enables TrAct on it: leave {options} out")
-        stems = tract_hub.status(model)
-        weights = {id(model.get_parameter(stem.weight_name)) for stem in stems}
-        holders = weakref.WeakSet(
-            optimizer
-            for optimizer in self._made_with
-            if any(id(parameter) in weights for parameter in self._held_by(optimizer))
-        )
-        self.treated.append(TrainedModel(type(model).__name__, stems, weakref.ref(model), holders))
+        key = type(model).__name__, tract_hub.status(model)
+        training = self.trainings.setdefault(key, Training(*key))
+        training.models += 1
+        self._training_of[model] = training
 
-    def _trained_stems(
-        self, model: nn.Module, found: Sequence[Stem], trained: set[int]
-    ) -> list[Stem]:
-        """Return the first layers that an optimizer trains, in the part that was asked for."""
-        part = f"{self.name}." if self.name and not self._is_named(model) else ""
-        stems = [stem for stem in found if stem.weight_name.startswith(part)]
-        if not stems:
-            raise StemNotFoundError(f"no layer of {self.name} reads the pixels")
-        weights = [model.get_parameter(stem.weight_name) for stem in stems]
-        held = [weight.requires_grad and id(weight) in trained for weight in weights]
-        if not any(held):
-            names = " and ".join(stem.weight_name for stem in stems)
-            raise StemNotFoundError(f"{names} reads the pixels, but is frozen or in no optimizer")
-        return list(itertools.compress(stems, held))
-
-    def _held_by(self, optimizer: Optimizer) -> Iterator[Tensor]:
-        yield from _parameters(optimizer)
-        parameters = (reference() for reference in self._made_with[optimizer])
-        yield from (parameter for parameter in parameters if parameter is not None)
+    def _held_by(self, optimizer: Optimizer) -> set[Tensor | None]:
+        """Return the parameters that an optimizer has, or was made with (None where it is gone)."""
+        made_with = (reference() for reference in self._made_with.get(optimizer, ()))
+        return {*_parameters(optimizer), *made_with}
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -285,27 +276,26 @@ def _is_image(tensor: Tensor) -> bool:
     return sum(size > 1 for size in tensor.shape[1:]) > 1
 
 
-def _example_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _inputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return a call's inputs as ``locate`` takes them: a tuple, or a mapping if some are named."""
-    if not kwargs:
-        return args
-    signature = inspect.signature(model.forward)
-    named: dict[str, Any] = {}
-    for name, value in signature.bind(*args, **kwargs).arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            return args
-        named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
-    return named
+    names = inspect.signature(model.forward).parameters
+    return {**dict(zip(names, args, strict=False)), **kwargs} if kwargs else args
 
 
-def _locate(model: nn.Module, inputs: Any) -> Sequence[Stem]:
-    """Find the first layers with the script's inputs, or else with those that the zoo knows."""
-    with torch.autocast("cpu", enabled=False):
-        try:
-            return tract_hub.locate(model, inputs)
-        except ExampleInputError as error:
-            try:
-                return tract_hub.locate(model)
-            except ExampleInputError:
-                raise error from None
+def _trained_stems(
+    model: nn.Module, part: str, trained: set[nn.Parameter], inputs: Any
+) -> list[Stem]:
+    """Find the first layers in a part of a model that are trained."""
+    try:
+        found = tract_hub.locate(model, inputs)
+    except ExampleInputError:  # as where a loss reads the values of the labels: ask the zoo
+        found = tract_hub.locate(model)
+    inside = set(model.get_submodule(part).modules())
+    reading = [stem for stem in found if stem.module in inside]
+    stems = [stem for stem in reading if model.get_parameter(stem.weight_name) in trained]
+    if not reading:
+        raise StemNotFoundError(f"no layer of {part} reads the pixels")
+    if not stems:
+        names = " and ".join(stem.weight_name for stem in reading)
+        raise StemNotFoundError(f"{names} reads the pixels, but is frozen or in no optimizer")
+    return stems
