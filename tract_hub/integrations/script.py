@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -38,14 +39,6 @@ from tract_hub.stem import Stem
 UNUSED = 3
 """The exit status of a run in which no optimizer step used TrAct."""
 
-IN_EVAL_MODE = (
-    "it is trained in eval mode, in which TrAct leaves the gradient as it is; let the script call "
-    "model.train(), and .eval() on those layers that must be in eval mode"
-)
-NO_IMAGE = (
-    "its input {shapes} may be noise, as another optimizer trains another model; if it is images, "
-    "pass --model {name}"
-)
 NO_MODEL = (
     "no module with parameters that a torch optimizer of this process holds was trained on images "
     "(start processes with torchrun or accelerate launch; with optimizers that are not torch's, "
@@ -59,38 +52,25 @@ def run_script(name: str, arguments: Sequence[str], as_module: bool = False) -> 
     ``__main__``, ``sys.argv`` and the first entry of ``sys.path`` are the script's while it runs.
     What the script raises, ``SystemExit`` included, is passed on.
     """
-    argv, path = sys.argv, list(sys.path)
     folder = Path.cwd() if as_module else Path(name).resolve().parent
-    sys.argv = [name, *arguments]
-    if not getattr(sys.flags, "safe_path", False):  # python -P; Python 3.10 has no such flag
-        sys.path[0] = str(folder)
-    try:
+    is_safe = getattr(sys.flags, "safe_path", False)  # python -P; Python 3.10 has no such flag
+    path = sys.path if is_safe else [str(folder), *sys.path[1:]]
+    with patch.object(sys, "argv", [name, *arguments]), patch.object(sys, "path", path):
         if as_module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(name, run_name="__main__")
-    finally:
-        sys.argv, sys.path[:] = argv, path
 
 
 @dataclass
 class Training:
-    """The training of a model with TrAct, or of several alike, as in folds.
+    """The training of a model with TrAct, or of several alike, as in folds."""
 
-    Attributes:
-        name: the model's class.
-        stems: its first layers, with their settings.
-        models: how many models there were.
-        steps: steps of optimizers that hold the weights of the first layers.
-        used: those of the steps before which a forward applied TrAct.
-
-    """
-
-    name: str
-    stems: Status
+    name: str  # of the model's class
+    stems: Status  # when TrAct was enabled
     models: int = 0
-    steps: int = 0
-    used: int = 0
+    steps: int = 0  # of optimizers that hold weights of the first layers
+    used: int = 0  # those of the steps before which a forward applied TrAct
 
     def __str__(self) -> str:
         first = self.stems[0]
@@ -159,18 +139,13 @@ class ScriptWatch:
                 if self._waiting:
                     nn.Module.__call__ = watched_call  # type: ignore[method-assign]
 
-        hooks = [
+        with (
+            patch.object(Optimizer, "__init__", noted_init),
+            patch.object(nn.Module, "__call__", call),
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
-        ]
-        Optimizer.__init__ = noted_init  # type: ignore[assignment, method-assign]
-        try:
+        ):
             yield
-        finally:
-            Optimizer.__init__ = init  # type: ignore[method-assign]
-            nn.Module.__call__ = call  # type: ignore[method-assign]
-            for hook in hooks:
-                hook.remove()
 
     def __str__(self) -> str:
         """Say which models got TrAct and which did not, or why none did."""
@@ -218,11 +193,17 @@ class ScriptWatch:
         if part is None:
             self._others.add(name)
         elif not model.training:
-            self.left[name] = IN_EVAL_MODE
+            self.left[name] = (
+                "it is trained in eval mode, in which TrAct leaves the gradient as it is; let the "
+                "script call model.train(), and .eval() on layers that must be in eval mode"
+            )
         elif self.name is None and trains_another and not any(map(_is_image, tensors)):
             self._seen.add(root)
             shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
-            self.left[name] = NO_IMAGE.format(shapes=shapes, name=name)
+            self.left[name] = (
+                f"its input {shapes} may be noise, as another optimizer trains another model; if "
+                f"it is images, pass --model {name}"
+            )
         else:
             self._seen.update(root.modules())
             self.left.pop(name, None)

@@ -49,13 +49,8 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     callback they are completed before the optimizer's step, after the clipping.)
 
     Args:
-        lam: as in ``enable``. None: keep what the model has when training begins, or take 0.1 if
-            TrAct is not on it.
-        scope: as in ``enable``.
-        damping: as in ``enable``.
-        stems: as in ``enable``.
-        pixels: as in ``enable``.
-        example_inputs: as in ``enable``.
+        lam: as in ``enable``, as are the arguments after it. None: keep what the model has when
+            training begins, or take 0.1 if TrAct is not on it.
 
     Raises:
         TractError, ValueError: as ``enable``. Raised when the Trainer is made if ``lam`` is given,
