@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "locator": {"errors", "names", "stem", "method.calls"},
     "attach": {*SHARED, "locator", "method"},
     "integrations": {*SHARED, "", "attach", "locator", "method"},
-    "launch": {*SHARED, "integrations"},
+    "launch": {*SHARED, "", "attach", "locator"},
     "studies": {*SHARED, "", "attach", "locator", "method"},
     "cli": {"", "errors", "names", "studies"},
     "__main__": {"cli"},

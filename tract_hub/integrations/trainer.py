@@ -97,11 +97,10 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if state.global_step and before != present:
             logger.warning("resumed a run that had %s; it goes on with %s", before, present)
         trainer = _calling_trainer()
-        if trainer is not None:
-            # A Trainer puts the reporters before a user's callbacks: let them see the figures too.
-            trainer.callback_handler.callbacks.remove(self)
-            trainer.callback_handler.callbacks.insert(0, self)
-            _finish_before_clipping(trainer.accelerator, model)
+        # A Trainer puts the reporters before a user's callbacks: let them see the figures too.
+        trainer.callback_handler.callbacks.remove(self)
+        trainer.callback_handler.callbacks.insert(0, self)
+        _finish_before_clipping(trainer.accelerator, model)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Keep the norms of this step's gradients, without waiting for the device."""
@@ -116,9 +115,7 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
         """Leave the Trainer as it was."""
-        trainer = _calling_trainer()
-        if trainer is not None:
-            vars(trainer.accelerator).pop("clip_grad_norm_", None)
+        vars(_calling_trainer().accelerator).pop("clip_grad_norm_", None)
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer's checkpoints keep of this callback."""
@@ -152,7 +149,7 @@ def _finish_before_clipping(accelerator: Any, model: nn.Module) -> None:
     accelerator.clip_grad_norm_ = finish_and_clip
 
 
-def _calling_trainer() -> Trainer | None:
+def _calling_trainer() -> Trainer:
     """Return the Trainer that calls this callback or factory.
 
     Transformers 5 passes it to neither: they get the model, the optimizer and the data loaders, and
@@ -161,7 +158,7 @@ def _calling_trainer() -> Trainer | None:
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
         if isinstance(caller := frame.f_locals.get("self"), Trainer):
             return caller
-    return None
+    raise TractError("TractCallback and optimizer_factory are for a transformers.Trainer")
 
 
 def optimizer_factory(
@@ -223,8 +220,6 @@ def optimizer_factory(
     def make(model: nn.Module) -> Optimizer:
         unused.detach()
         trainer, callback = _calling_trainer(), new_callback()
-        if trainer is None:
-            raise TractError("optimizer_factory makes the optimizer of a transformers.Trainer")
         callback._enable(model)
         if not any(isinstance(c, TractCallback) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(callback)
