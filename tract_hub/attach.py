@@ -234,7 +234,7 @@ def stem_forwards(model: nn.Module) -> Iterator[tuple[str, StemForward]]:
     """Yield the name of each module that applies a first layer's weight, and its stand-in."""
     for name, module in model.named_modules():
         for stand_in in stand_ins(module):
-            if isinstance(stand_in, StemForward):
+            if isinstance(stand_in, StemForward) and stand_in.active:
                 yield name, stand_in
 
 
