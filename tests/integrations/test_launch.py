@@ -49,6 +49,7 @@ CASES = [
     ("one", "", 0, "TrAct λ=0.1 on stem.weight of Net: 3 of 3 optimizer steps used it"),
     ("one", "--lam 0.3 --damping relative", 0, "TrAct relative λ=0.3 on stem.weight of Net"),
     ("one", "--scope global", 0, "λ=0.1, scope global, on stem.weight of Net: 3 of 3"),
+    ("two_phases", "", 0, "on stem.weight of Net: 3 of 3"),
     ("named", "", 0, "on net.stem.weight of Wrapper: 1 of 1"),
     ("vectors", "", 0, "on 0.weight of Sequential: 1 of 1"),
     ("vectors_in_folds", "", 0, "on 0.weight of 3 × Sequential: 3 of 3"),

@@ -53,6 +53,12 @@ def one(x):
     train(Net(), x, steps=3)
 
 
+def two_phases(x):
+    model = Net()
+    train(model, x)
+    train(model, x, steps=2)
+
+
 def declared(x):
     global net
     net = Net()
