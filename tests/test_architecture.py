@@ -23,8 +23,8 @@ MAY_IMPORT = {
     # method.calls says what a call of a layer is, without any mathematics.
     "locator": {"errors", "names", "stem", "method.calls"},
     "attach": {*SHARED, "locator", "method"},
-    "integrations": {*SHARED, "", "attach", "locator", "method"},
-    "launch": {*SHARED, "integrations"},
+    "integrations": {*SHARED, "", "attach"},
+    "launch": {*SHARED, "", "attach", "locator"},
     "studies": {*SHARED, "", "attach", "locator", "method"},
     "cli": {"", "errors", "names", "studies"},
     "__main__": {"cli"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 import math
@@ -89,6 +90,16 @@ def test_enabling_again_replaces_the_settings_without_a_word(second: dict) -> No
     assert tract_hub.status(model) == tract_hub.status(fresh)
     first = [stem_gradient("resnet18", each) for each in (model, fresh)]
     assert torch.equal(*first)
+
+
+def test_what_others_still_hold_of_an_earlier_enable_is_not_reported() -> None:
+    model = tract_hub.enable(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.1)
+    earlier = model[0].forward
+    model[0].forward = functools.wraps(earlier)(lambda x: earlier(x))
+    assert [state.lam for state in tract_hub.status(model)] == [0.1]
+    tract_hub.enable(model, 0.2, stems=["0"])
+    assert [state.lam for state in tract_hub.status(model)] == [0.2]
+    assert tract_hub.status(tract_hub.disable(model)) == ()
 
 
 def two_stems() -> nn.Module:

@@ -133,24 +133,29 @@ def enable(
             f"enable has no argument {name!r}; it takes lam (λ, such as lam=0.1), stems, scope, "
             "damping, pixels and example_inputs"
         )
+    named = lam if isinstance(lam, Mapping) else {"": lam}  # the name of the whole model
+    base = Settings(named.get("", 0.1), scope, damping)
     if any(map(is_private, model.parameters())):
         raise UnsupportedStemError(OPACUS)
-    base = Settings(0.1 if isinstance(lam, Mapping) else lam, scope, damping)
     found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
-    settings = [replace(base, lam=_lam_of(stem, lam)) for stem in found]
-    if isinstance(lam, Mapping):
-        _refuse_unknown(lam, found)
-    for stem in found:
-        _refuse(model, stem, base)
+    settings = [replace(base, lam=each) for each in _lam_of_each(found, named)]
+    _refuse(model, found, scope)
     disable(model)
-    attached = _attach(model, found, settings)
-    frozen = [all(forward.frozen for forward in attached[stem.weight_name]) for stem in found]
-    for stem, each, is_frozen in zip(found, settings, frozen, strict=True):
-        _report(stem, each, is_frozen)
-    if all(frozen):  # one of several is often meant: a momentum encoder, what LoRA adapts
-        _warn_of_frozen(found)
+    forwards = _attach(model, found, settings)
+    notes = [f"TrAct on {stem.weight_name}: {note}" for stem in found for note in stem.notes]
+    if all(forward.frozen for forward in forwards):
+        # One of several is often meant: a momentum encoder, what LoRA adapts.
+        names = ", ".join(repr(stem.weight_name) for stem in found)
+        notes.append(
+            f"{names} is frozen, so TrAct does nothing: unfreeze it (requires_grad_(True)) if you "
+            "want to train the first layer"
+        )
     if stems is None:
-        _report_siblings(model, found)
+        notes.extend(_siblings(model, found))
+    for stem, forward in zip(found, forwards, strict=True):
+        _log(stem, forward)
+    for note in notes:
+        warnings.warn(note, TractWarning, stacklevel=2)
     return model
 
 
@@ -186,23 +191,23 @@ def status(model: nn.Module) -> Status:
 
     """
     _check_module("status", model)
-    found: dict[str, StemStatus] = {}
-    for name, stem in stem_forwards(model):
-        weight = f"{name}.{stem.parameters[0]}".lstrip(".")
-        used = found[weight].applied if weight in found else False
-        if stem.first is not None:  # of a weight that two modules share, the first speaks
-            continue
-        found[weight] = StemStatus(
-            weight_name=weight,
+    forwards = list(stem_forwards(model))
+    used = {forward.first or forward for _, forward in forwards if forward.used}
+    found = {
+        forward: StemStatus(
+            weight_name=f"{name}.{forward.parameters[0]}".lstrip("."),
             module_name=name,
-            lam=stem.settings.lam,
-            scope=stem.settings.scope,
-            damping=stem.settings.damping,
-            frozen=stem.frozen,
-            training=stem.module.training,
-            applied=used or stem.used,
+            lam=forward.settings.lam,
+            scope=forward.settings.scope,
+            damping=forward.settings.damping,
+            frozen=forward.frozen,
+            training=forward.module.training,
+            applied=forward in used,
         )
-    return Status(found[weight] for weight in sorted(found))
+        for name, forward in forwards
+        if forward.first is None  # of a weight that two modules share, the first speaks
+    }
+    return Status(sorted(found.values(), key=lambda stem: stem.weight_name))
 
 
 def finish(model: nn.Module) -> None:
@@ -221,104 +226,83 @@ def finish(model: nn.Module) -> None:
 
     """
     _check_module("finish", model)
-    sums = {id(stem.accumulator): stem.accumulator for _, stem in stem_forwards(model)}
-    finish_step(accumulator for accumulator in sums.values() if accumulator is not None)
+    accumulators = {forward.accumulator for _, forward in stem_forwards(model)}
+    finish_step(accumulator for accumulator in accumulators if accumulator is not None)
 
 
 def stem_forwards(model: nn.Module) -> Iterator[tuple[str, StemForward]]:
     """Yield the name of each module that applies a first layer's weight, and its stand-in."""
     for name, module in model.named_modules():
         for stand_in in stand_ins(module):
-            if isinstance(stand_in, StemForward):
+            if isinstance(stand_in, StemForward) and stand_in.active:
                 yield name, stand_in
 
 
-def _attach(
-    model: nn.Module, stems: Sequence[Stem], settings: Sequence[Settings]
-) -> dict[str, list[StemForward]]:
-    attached: dict[str, list[StemForward]] = {}
-    by_module: dict[str, StemForward] = {}
-    for stem, each in zip(stems, settings, strict=True):
-        features = getattr(stem.module, "groups", 1), stem.in_features
-        forwards = attached.setdefault(stem.weight_name, [])
-        for site in stem.sites:
-            module = model.get_submodule(site.module_name)
-            first = forwards[0] if forwards else None
-            forward = StemForward(module, site.parameters, stem.weight_name, features, each, first)
-            forward.attach()
-            forwards.append(forward)
-            by_module[site.module_name] = forward
-    paths = [name.split(".") if name else [] for name in by_module]
-    for name in {".".join(path[:depth]) for path in paths for depth in range(len(path) + 1)}:
-        ScriptedTwin(model.get_submodule(name)).attach()
-    inner, prefix = unwrap(model)
-    names = {name.removeprefix(prefix): forward for name, forward in by_module.items()}
-    ModelForward(inner, names).attach()
-    return attached
+def _lam_of_each(stems: Sequence[Stem], named: Mapping[str, float]) -> list[float]:
+    """Return the λ of each stem: that of the longest name that it has, or is below."""
+    for name in named:
+        if not any(_is_below(stem.weight_name, name) for stem in stems):
+            layers = ", ".join(stem.weight_name for stem in stems)
+            raise TractError(f"lam names {name!r}, but the first layers are {layers}")
+    names = [[name for name in named if _is_below(stem.weight_name, name)] for stem in stems]
+    return [named.get(max(own, key=len, default=""), 0.1) for own in names]
 
 
-def _refuse(model: nn.Module, stem: Stem, settings: Settings) -> None:
+def _is_below(name: str, above: str) -> bool:
+    return not above or name == above or name.startswith(f"{above}.")
+
+
+def _refuse(model: nn.Module, stems: Sequence[Stem], scope: Scope) -> None:
     """Refuse what would not be treated exactly, before anything is changed."""
-    if type(model).__name__ == "DataParallel" and len(getattr(model, "device_ids", ())) > 1:
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
         raise UnsupportedStemError(
             "torch.nn.DataParallel copies a model without its forward: train with "
             "torch.nn.parallel.DistributedDataParallel"
         )
-    if settings.scope == "global" and stem.derived:
+    derived = next((stem.weight_name for stem in stems if stem.derived), None)
+    if scope == "global" and derived:
         raise UnsupportedStemError(
-            f"scope='global' corrects the gradient of a parameter, and {stem.weight_name!r} is "
-            "computed from others (standardised or parametrized): pass scope='local'"
+            f"scope='global' corrects the gradient of a parameter, and {derived!r} is computed "
+            "from others (standardised or parametrized): pass scope='local'"
         )
 
 
-def _lam_of(stem: Stem, lam: float | Mapping[str, float]) -> float:
-    """Return the λ of a stem: the longest name in the mapping that it is, or is in."""
-    if not isinstance(lam, Mapping):
-        return lam
-    named = [name for name in lam if _is_in(stem, name)]
-    return lam[max(named, key=len)] if named else 0.1
+def _attach(
+    model: nn.Module, stems: Sequence[Stem], settings: Sequence[Settings]
+) -> list[StemForward]:
+    """Put the stand-ins in place; return those of the stems, of several of one stem the first."""
+    forwards = []
+    for stem, each in zip(stems, settings, strict=True):
+        features = getattr(stem.module, "groups", 1), stem.in_features
+        first = None
+        for site in stem.sites:
+            module = model.get_submodule(site.module_name)
+            forward = StemForward(module, site.parameters, stem.weight_name, features, each, first)
+            forward.attach()
+            forwards.append(forward)
+            first = first or forward
+    attached = dict(stem_forwards(model))
+    for name, module in list(model.named_modules()):
+        if any(_is_below(stem_name, name) for stem_name in attached):
+            ScriptedTwin(module).attach()
+    inner, prefix = unwrap(model)
+    ModelForward(inner, {name.removeprefix(prefix): f for name, f in attached.items()}).attach()
+    return [forward for forward in forwards if forward.first is None]
 
 
-def _refuse_unknown(lam: Mapping[str, float], stems: Sequence[Stem]) -> None:
-    for name in lam:
-        if not any(_is_in(stem, name) for stem in stems):
-            layers = ", ".join(stem.weight_name for stem in stems)
-            raise TractError(f"lam names {name!r}, but the first layers are {layers}")
-
-
-def _is_in(stem: Stem, name: str) -> bool:
-    return stem.weight_name == name or stem.weight_name.startswith(f"{name}.") or not name
-
-
-def _report(stem: Stem, settings: Settings, frozen: bool) -> None:
-    """Log one line, and warn of what a user has to know."""
-    relative = " × mean square" if settings.damping == "relative" else ""
+def _log(stem: Stem, forward: StemForward) -> None:
+    lam, damping = forward.settings.lam, forward.settings.damping
+    relative = " × mean square" if damping == "relative" else ""
     shape = f"{stem.operation} {stem.geometry}".strip()
+    frozen = ", frozen" if forward.frozen else ""
     _logger.info(
-        "TrAct λ=%g%s on %s (%s, %d features%s)",
-        settings.lam,
-        relative,
-        stem.weight_name,
-        shape,
-        stem.in_features,
-        ", frozen" if frozen else "",
-    )
-    for note in stem.notes:
-        warnings.warn(f"TrAct on {stem.weight_name}: {note}", TractWarning, stacklevel=3)
-
-
-def _warn_of_frozen(stems: Sequence[Stem]) -> None:
-    names = ", ".join(repr(stem.weight_name) for stem in stems)
-    warnings.warn(
-        f"{names} is frozen, so TrAct does nothing: unfreeze it (requires_grad_(True)) if you "
-        "want to train the first layer",
-        TractWarning,
-        stacklevel=3,
+        f"TrAct λ={lam:g}{relative} on {stem.weight_name} "
+        f"({shape}, {stem.in_features} features{frozen})"
     )
 
 
-def _report_siblings(model: nn.Module, stems: Sequence[Stem]) -> None:
-    """Warn of layers that other inputs may use instead, such as those of a dictionary by sensor."""
+def _siblings(model: nn.Module, stems: Sequence[Stem]) -> Iterator[str]:
+    """Name layers that other inputs may use instead, such as those of a dictionary by sensor."""
     found = {stem.module for stem in stems}
     for stem in stems:
         parent = stem.module_name.rpartition(".")[0]
@@ -328,11 +312,9 @@ def _report_siblings(model: nn.Module, stems: Sequence[Stem]) -> None:
         for name, other in siblings.named_children():
             alike = type(other) is type(stem.module) and other not in found
             if alike and other.weight.shape == stem.module.weight.shape:
-                warnings.warn(
+                yield (
                     f"'{parent}.{name}' is like {stem.module_name!r}, and the example images did "
-                    "not reach it: if it reads pixels too, name both with stems=[…]",
-                    TractWarning,
-                    stacklevel=3,
+                    "not reach it: if it reads pixels too, name both with stems=[…]"
                 )
 
 

@@ -1,1 +1,1 @@
-"""TrAct in the Trainer of Transformers, and in unmodified training scripts."""
+"""TrAct in the Trainer of Transformers, and figures for any log."""

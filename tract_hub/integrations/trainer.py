@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,12 @@ from tract_hub.stem import Stem
 Lam = float | Mapping[str, float]
 OptimizerFactory = Callable[[], Callable[[nn.Module], Optimizer]]
 
+UNUSED_FACTORY = (
+    "no Trainer asked tract_hub.optimizer_factory for an optimizer, so it enabled TrAct on no "
+    "model: trainer.optimizer was set, create_optimizer overridden, or nothing trained. "
+    "TractCallback(lam=…) works with any optimizer"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,13 +49,8 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     callback they are completed before the optimizer's step, after the clipping.)
 
     Args:
-        lam: as in ``enable``. None: keep what the model has when training begins, or take 0.1 if
-            TrAct is not on it.
-        scope: as in ``enable``.
-        damping: as in ``enable``.
-        stems: as in ``enable``.
-        pixels: as in ``enable``.
-        example_inputs: as in ``enable``.
+        lam: as in ``enable``, as are the arguments after it. None: keep what the model has when
+            training begins, or take 0.1 if TrAct is not on it.
 
     Raises:
         TractError, ValueError: as ``enable``. Raised when the Trainer is made if ``lam`` is given,
@@ -70,16 +71,17 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         pixels: Sequence[str] | None = None,
         example_inputs: Any = None,
     ) -> None:
-        self._gradient: dict[str, Any] = {"lam": lam, "scope": scope, "damping": damping}
+        self._gradient: dict[str, Any] = {"scope": scope, "damping": damping}
+        if lam is not None:
+            self._gradient["lam"] = lam
         self._search = {"stems": stems, "pixels": pixels, "example_inputs": example_inputs}
         self._model: weakref.ref[nn.Module] | None = None
         self._weights: list[str] = []
         self._norms: dict[str, Tensor] = {}
-        self._undo = ExitStack()
 
     def on_init_end(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
         """Enable TrAct before anything is wrapped, compiled or sharded."""
-        if self._gradient["lam"] is not None:
+        if "lam" in self._gradient:
             self._enable(parts["model"])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
@@ -94,13 +96,11 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         before = saved["attributes"].get("noted", "no TractCallback")
         if state.global_step and before != present:
             logger.warning("resumed a run that had %s; it goes on with %s", before, present)
-        self._undo.close()  # of a training that ended by an exception
         trainer = _calling_trainer()
-        if trainer is not None:
-            # A Trainer puts the reporters before a user's callbacks: let them see the figures too.
-            trainer.callback_handler.callbacks.remove(self)
-            trainer.callback_handler.callbacks.insert(0, self)
-            self._undo.callback(_finish_before_clipping(trainer.accelerator, model))
+        # A Trainer puts the reporters before a user's callbacks: let them see the figures too.
+        trainer.callback_handler.callbacks.remove(self)
+        trainer.callback_handler.callbacks.insert(0, self)
+        _finish_before_clipping(trainer.accelerator, model)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Keep the norms of this step's gradients, without waiting for the device."""
@@ -109,15 +109,13 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_log(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
         """Add the figures to what the callbacks after this one report, and to the history."""
         if "loss" in parts["logs"]:
-            stems = tract_hub.status(parts["model"])
-            self._weights = [stem.weight_name for stem in stems]
-            values = figures(stems, self._norms)
+            values = figures(tract_hub.status(parts["model"]), self._norms)
             parts["logs"].update(values)
             state.log_history[-1].update(values)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **parts: Any) -> None:
         """Leave the Trainer as it was."""
-        self._undo.close()
+        vars(_calling_trainer().accelerator).pop("clip_grad_norm_", None)
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer's checkpoints keep of this callback."""
@@ -126,8 +124,7 @@ class TractCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return {"args": self._gradient, "attributes": {"noted": noted}}
 
     def _enable(self, model: nn.Module) -> None:
-        given = {name: value for name, value in self._gradient.items() if value is not None}
-        tract_hub.enable(model, **given, **self._search)
+        tract_hub.enable(model, **self._gradient, **self._search)
 
 
 def _settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -137,36 +134,31 @@ def _settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def _finish_before_clipping(accelerator: Any, model: nn.Module) -> Callable[[], None]:
-    """Complete gradients of ``scope="global"`` before this accelerator clips; return the undoing.
+def _finish_before_clipping(accelerator: Any, model: nn.Module) -> None:
+    """Complete gradients of ``scope="global"`` before this accelerator clips.
 
     A Trainer calls back only after clipping (``on_pre_optimizer_step``). It clips by its own
     accelerator's ``clip_grad_norm_``, so this one object gets another.
     """
-    clip = accelerator.clip_grad_norm_
+    clip = type(accelerator).clip_grad_norm_
 
-    @functools.wraps(clip)
     def finish_and_clip(*args: Any, **kwargs: Any) -> Any:
         tract_hub.finish(model)
-        return clip(*args, **kwargs)
+        return clip(accelerator, *args, **kwargs)
 
     accelerator.clip_grad_norm_ = finish_and_clip
-    return functools.partial(vars(accelerator).pop, "clip_grad_norm_", None)
 
 
-def _calling_trainer() -> Trainer | None:
+def _calling_trainer() -> Trainer:
     """Return the Trainer that calls this callback or factory.
 
     Transformers 5 passes it to neither: they get the model, the optimizer and the data loaders, and
     none of these leads to the list of callbacks or to the accelerator.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
-        if isinstance(caller, Trainer):
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
+        if isinstance(caller := frame.f_locals.get("self"), Trainer):
             return caller
-        frame = frame.f_back
-    return None
+    raise TractError("TractCallback and optimizer_factory are for a transformers.Trainer")
 
 
 def optimizer_factory(
@@ -222,61 +214,33 @@ def optimizer_factory(
         )
     own = {"lr": stem_lr, "weight_decay": stem_weight_decay}
     stem_group = {name: value for name, value in own.items() if value is not None}
+    search = {"stems": stems, "pixels": pixels, "example_inputs": example_inputs}
+    new_callback = functools.partial(TractCallback, lam, scope=scope, damping=damping, **search)
 
     def make(model: nn.Module) -> Optimizer:
         unused.detach()
-        tract_hub.enable(
-            model,
-            lam,
-            scope=scope,
-            damping=damping,
-            stems=stems,
-            pixels=pixels,
-            example_inputs=example_inputs,
-        )
-        trainer = _calling_trainer()
-        if trainer is not None and not any(
-            isinstance(callback, TractCallback) for callback in trainer.callback_handler.callbacks
-        ):
-            trainer.add_callback(TractCallback())
-        cls, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        groups: Any = _parameter_groups(model, args.weight_decay, stem_group)
-        # GaLore, APOLLO and LOMO bring what they are made of, see Trainer.create_optimizer.
-        for name in ("params", "model", "optimizer_dict"):
-            groups = settings.pop(name, groups)
-        optimizer: Optimizer = cls(groups, **settings)
+        trainer, callback = _calling_trainer(), new_callback()
+        callback._enable(model)
+        if not any(isinstance(c, TractCallback) for c in trainer.callback_handler.callbacks):
+            trainer.add_callback(callback)
+        factory, trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs, None
+        try:  # without a factory, a Trainer makes the optimizer of its arguments
+            optimizer: Optimizer = Trainer.create_optimizer(trainer, model)
+        finally:
+            trainer.optimizer_cls_and_kwargs = factory
+        if stem_group:
+            _group_stems(optimizer, model, stem_group)
         return optimizer
 
-    unused = weakref.finalize(make, _warn_of_unused_factory)
+    unused = weakref.finalize(make, warnings.warn, UNUSED_FACTORY, TractWarning)
     return lambda: make, {}  # a Trainer calls what is no class of optimizers, and the result
 
 
-def _parameter_groups(
-    model: nn.Module, weight_decay: float, stem_group: dict[str, float]
-) -> list[dict[str, Any]]:
-    """Return the two groups of a Trainer's optimizer, then those of the first layers if any."""
-    # The method reads nothing of the Trainer.
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
-    stems = {stem.weight_name for stem in tract_hub.status(model)} if stem_group else set()
-    members: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            members.setdefault((name in stems, name in decayed), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": weight_decay if is_decayed else 0.0,
-            **(stem_group if is_stem else {}),
-        }
-        for (is_stem, is_decayed), parameters in members.items()
-    ]
-
-
-def _warn_of_unused_factory() -> None:
-    warnings.warn(
-        "no Trainer asked tract_hub.optimizer_factory for an optimizer, so it enabled TrAct on no "
-        "model: trainer.optimizer was set, create_optimizer overridden, or nothing trained. "
-        "TractCallback(lam=…) works with any optimizer",
-        TractWarning,
-        stacklevel=2,
-    )
+def _group_stems(optimizer: Optimizer, model: nn.Module, settings: dict[str, float]) -> None:
+    """Move the first layers' weights to groups of their own, with these settings."""
+    weights = {id(model.get_parameter(stem.weight_name)) for stem in tract_hub.status(model)}
+    for group in list(optimizer.param_groups):
+        stems = [parameter for parameter in group["params"] if id(parameter) in weights]
+        if stems:
+            group["params"] = [p for p in group["params"] if id(p) not in weights]
+            optimizer.add_param_group({**group, "params": stems, **settings})

@@ -36,20 +36,27 @@ def train(model, x, steps=1, parameters=None):
         optimizer.step()
 
 
-def adversaries(generator, noise, x):
+def adversaries(generator, noise, x, every=1):
     discriminator = Net()
     of_generator = torch.optim.Adam(generator.parameters())
     of_discriminator = torch.optim.Adam(discriminator.parameters())
-    for _ in range(2):
+    for step in range(2):
         made = generator(noise)
         (discriminator(made.detach()) - discriminator(x)).mean().backward()
         of_discriminator.step()
-        discriminator(made).mean().backward()
-        of_generator.step()
+        if step % every == every - 1:
+            discriminator(made).mean().backward()
+            of_generator.step()
 
 
 def one(x):
     train(Net(), x, steps=3)
+
+
+def two_phases(x):
+    model = Net()
+    train(model, x)
+    train(model, x, steps=2)
 
 
 def declared(x):
@@ -75,6 +82,10 @@ def named(x):
 
 def gan(x):
     adversaries(Generator(nn.Linear(16, 768)), torch.randn(2, 16), x)
+
+
+def gan_of_two_critic_steps(x):
+    adversaries(Generator(nn.Linear(16, 768)), torch.randn(2, 16), x, every=2)
 
 
 def dcgan(x):
