@@ -160,8 +160,7 @@ def opening(experiment: Experiment) -> list[str]:
         shown = ", ".join(counts[:12]) + (" …" if len(counts) > 12 else "")
         lines.append(f"  classes are uneven ({shown}): accuracy is the mean of the classes' own")
     native = data.native_size
-    # Scikit-learn's digits are so small that the default study enlarges them, as its rule chose.
-    if native and size >= BLOWN_UP * native and settings.recipe != "digits":
+    if native and size >= BLOWN_UP * native:
         times = (size / native) ** 2
         lines.append(
             f"  warning: images of {native} pixels are blown up to {size}, {times:.0f} times the "

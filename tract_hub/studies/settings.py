@@ -204,8 +204,8 @@ OF_A_CALL = {"recipe", "seeds", "first_seed", "grid_seeds", "threads", "workers"
 
 # The learning rates of the narrow models are those that ordinary training likes best for that
 # length, of the grid in scripts/studies.
-# Size, length and rate of the default by scripts/studies/default_study.py, from ordinary runs.
-_DIGITS = Compare(threads=1, image_size=16, epochs=(2,), lr=(0.1,), seeds=20)
+# Length and rate of the default by scripts/studies/default_study.py, from ordinary runs.
+_DIGITS = Compare(threads=1, epochs=(3,), lr=(0.2,), seeds=40)
 _CIFAR = Compare(
     data="uoft-cs/cifar10", augment="crop-flip", batch_size=128, epochs=(100,), seeds=5
 )

@@ -309,22 +309,24 @@ class Outcome:
                 f"One seed cannot tell: {arm} ended {100 * final.mean:+.1f} points from ordinary "
                 f"training {when}; give at least 3 seeds."
             )
+        share = LEVELS[-1]
+        ratio = self.speed(share)
+        reached = (
+            f"it reaches ordinary training's {share * level:.0%} in {ratio.ratio()} of the epochs"
+        )
         if final.low > 0 or final.high < 0:
             same = self.epochs == self.against
             better, worse = ("helped", "hurt") if same else ("ended higher", "ended lower")
             verb = better if final.low > 0 else worse
             said = f"{arm} {verb}: {final.points()} {when}, {self.seeds} seeds"
-            share = LEVELS[-1]
-            ratio = self.speed(share)
-            if not math.isnan(ratio.mean):
-                reached = f"{share * level:.0%} in {ratio.ratio()} of the epochs"
-                said += f"; it reaches ordinary training's {reached}"
+            said += "" if math.isnan(ratio.mean) else f"; {reached}"
         else:
             said = f"No difference shown {when}: {arm} {final.points()} with {self.seeds} seeds"
             said += self._what_would_settle_it()
             if self.curve.low > 0 or self.curve.high < 0:
                 side = "ahead" if self.curve.low > 0 else "behind"
                 said += f". On the way it was {side}: {self.curve.points()}, mean over the epochs"
+                said += "" if math.isnan(ratio.mean) else f"; {reached}"
         said += ". 2 seeds are few: give at least 3." if self.seeds == 2 else "."
         collapsed = sum(map(self.study.at_chance, self.theirs.accuracy[:, -1]))
         if collapsed:
