@@ -60,13 +60,8 @@ def _sizes(
         return call.in_features, call.input.shape[-1]
     if func is F.layer_norm:
         return own.numel(), given.shape[given.dim() - own.dim() :].numel()
-    if own.dim() == 1 and given.dim() > 1 and func in _BY_CHANNEL:
-        return own.shape[0], given.shape[1]
     pairs = zip(reversed(own.shape), reversed(given.shape), strict=False)
     return next((pair for pair in pairs if pair[0] != pair[1] and 1 not in pair), None)
-
-
-_BY_CHANNEL = (F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu)
 
 
 def _reshaped(args: Sequence[Any], given: Tensor) -> Sizes | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.locator.zoos.examples import Example, declared_size, image, image_example
+from tract_hub.locator.zoos.examples import Example, declared_size, image, images_example
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
@@ -23,7 +23,7 @@ def examples(model: nn.Module) -> Iterator[Example]:
     built_for = declared_size(model) or (height, width)
     further = tuple(_patches_of_another_size(model))
     for size in dict.fromkeys((built_for, (height, width))):
-        yield replace(image_example(model, 2, channels, *size), also=further)
+        yield replace(images_example(model, 1, 2, channels, *size), also=further)
 
 
 def _patches_of_another_size(model: nn.Module) -> Iterator[Example]:
