@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -31,8 +31,8 @@ class LayerCall:
     call: LinearCall | None  # None where it is no operation that TrAct treats
     operation: str
     flow: Flow  # how the pixels reached its input
-    parameters: tuple[str, ...]  # of which its weight is made
-    modules: tuple[nn.Module, ...] = ()  # whose forward was running, outermost first
+    parameters: tuple[str, ...]  # of which its weight is made, the main one first
+    modules: tuple[str, ...] = ()  # whose forward was running, outermost first
     derived: bool = False  # whether the weight is not the parameter itself
     obstacle: str | None = None  # why it cannot be treated
     frozen: bool = False  # whether none of its parameters takes a gradient
@@ -61,32 +61,29 @@ class Trace:
 def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trace:
     """Run the ``meta_copy`` of a model once and record every layer that the pixels reach."""
     trace = Trace()
-    are_pixels = {id(tensor) for tensor in example.pixels}
-    pixels = {i.name: i.tensor for i in inputs_of(model, example) if id(i.tensor) in are_pixels}
-    leaves = {id(tensor): _leaf(tensor) for tensor in pixels.values()}
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    inputs = {id(tensor): name for *_, name, tensor in inputs_of(model, example)}
+    leaves = {id(tensor): _leaf(tensor) for tensor in example.pixels}
     live = () if copied is model else (*model.parameters(), *model.buffers())
     parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
-    names = {id(parameter): name for name, parameter in parameters.items()}
     graph = Graph(
-        leaves={id(leaves[id(tensor)]): name for name, tensor in pixels.items()},
-        names=names,
-        trainable=frozenset(names.values()) - frozen,
-        unknown_layer=lambda operation, flow, parameters: trace.layers.append(
-            LayerCall(None, operation, flow, tuple(sorted(parameters)))
+        leaves={id(leaf): inputs[key] for key, leaf in leaves.items()},
+        names={id(parameter): name for name, parameter in parameters.items()},
+        trainable=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
+        unknown_layer=lambda operation, flow, names: trace.layers.append(
+            LayerCall(None, operation, flow, tuple(sorted(names)))
         ),
     )
     call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
         with torch.inference_mode(False), torch.enable_grad(), own_draws(copied):
             # A forward may write into its input, which autograd allows in a copy of a leaf alone.
-            inputs = {key: leaf.clone() for key, leaf in leaves.items()}
+            pixels = {key: leaf.clone() for key, leaf in leaves.items()}
             args, kwargs = tree_map_only(
                 Tensor,
-                lambda tensor: inputs.get(id(tensor), tensor),
+                lambda tensor: pixels.get(id(tensor), tensor),
                 (example.args, dict(example.kwargs)),
             )
-            images = {id(inputs[id(t)]) for t in pixels.values() if t.dtype == torch.uint8}
+            images = {id(pixels[id(t)]) for t in example.pixels if t.dtype == torch.uint8}
             layers = _Layers(trace, graph, images)
             with layers.told_by(copied), layers, MetaAnswers(live):
                 output = call(*args, **kwargs)
@@ -94,7 +91,15 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
                 graph.flow(tensor)  # layers that nothing behind them showed
     except Exception as error:  # whatever a model raises on inputs that do not fit
         trace.ended = error
+    trace.layers = [_main_first(layer, parameters) for layer in trace.layers]
     return trace
+
+
+def _main_first(layer: LayerCall, known: Mapping[str, Tensor]) -> LayerCall:
+    """Begin with the parameter that has the weight's shape, or else with the largest."""
+    shape = layer.call.weight.shape if layer.call else None
+    sizes = {name: (known[name].shape == shape, known[name].numel()) for name in layer.parameters}
+    return replace(layer, parameters=tuple(sorted(sizes, key=lambda n: sizes[n], reverse=True)))
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -114,20 +119,20 @@ class _Layers(TorchFunctionMode):
         self.cut: dict[int, Tensor] = {}  # made of pixels, and known to autograd no more
         self.user_grad = True  # whether the forward itself, no autograd function, leaves it on
         # The modules whose forward runs, outermost first; whether an autograd function calls them.
-        self.running: list[tuple[nn.Module, bool]] = []
+        self.running: list[tuple[str, nn.Module, bool]] = []
 
     def told_by(self, copied: nn.Module) -> ExitStack:
         """Have all modules tell when their forward begins and ends, until the context is left."""
 
         def enter(module: nn.Module, inputs: Any) -> None:
-            self.running.append((module, self.in_function()))
+            self.running.append((names[module], module, self.in_function()))
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self.running and self.running[-1][0] is module:
+            if self.running and self.running[-1][1] is module:
                 self.running.pop()
 
-        told = ExitStack()
-        for module in copied.modules():
+        told, names = ExitStack(), {module: name for name, module in copied.named_modules()}
+        for module in names:
             if not isinstance(module, torch.jit.ScriptModule):
                 told.enter_context(module.register_forward_pre_hook(enter, prepend=True))
                 told.enter_context(module.register_forward_hook(leave, always_call=True))
@@ -191,7 +196,7 @@ class _Layers(TorchFunctionMode):
                     operation=call.name,
                     flow=flow,
                     parameters=tuple(sorted(weight.parameters)),
-                    modules=tuple(module for module, _ in self.running),
+                    modules=tuple(name for name, *_ in self.running),
                     derived=id(call.weight) not in self.graph.names,
                     obstacle=self._obstacle(weight) if self.in_function() else None,
                     frozen=not trained,
@@ -204,7 +209,7 @@ class _Layers(TorchFunctionMode):
 
     def _obstacle(self, weight: Flow) -> str | None:
         # An autograd function that calls the layer's module, such as a checkpoint, is in order.
-        for module, inside in reversed(self.running):
+        for _, module, inside in reversed(self.running):
             held = {self.graph.names.get(id(parameter)) for parameter in module.parameters()}
             if inside and weight.parameters <= held:
                 return None

@@ -21,6 +21,8 @@ from tract_hub.locator.meta_copy import SMALL
 
 aten = torch.ops.aten
 
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
 
 class MetaAnswers(TorchDispatchMode):
     """Runs operations on the meta device as soon as one of their tensors is there.
@@ -38,7 +40,6 @@ class MetaAnswers(TorchDispatchMode):
     def __init__(self, live: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._live = {id(tensor): tensor for tensor in live}  # held: an id is used again
-        self._generator = torch.Generator().manual_seed(0)
 
     def __torch_dispatch__(
         self,
@@ -51,31 +52,29 @@ class MetaAnswers(TorchDispatchMode):
         given = list(tensors_in((args, kwargs)))
         if any(id(tensor) in self._live for tensor in given):
             raise ExampleInputError("its forward holds on to the original of a copied module")
-        if not any(tensor.is_meta for tensor in given):
-            return self._without_meta(func, args, kwargs)
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random and "generator" in kwargs:
+            kwargs = {**kwargs, "generator": None}  # on meta, none is drawn from
+        if not random and not any(tensor.is_meta for tensor in given):
+            return _made(func, args, kwargs)
+        if not given:
+            return func(*args, **{**kwargs, "device": _META})
         if not all(tensor.is_meta for tensor in given):
             real, (args, kwargs) = args, tree_map_only(Tensor, _to_meta, (args, kwargs))
-            # ``_schema``, here and below: an operator tells its arguments by no public name.
+            # ``_schema``: an operator tells by no public name whether it writes.
             if func._schema.is_mutable and not real[0].is_meta:  # its copy is written, not it
                 _answered(func, args, kwargs)
                 return real[0]
         return _answered(func, args, kwargs)
 
-    def _without_meta(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            if any(argument.name == "generator" for argument in func._schema.arguments):
-                kwargs = {**kwargs, "generator": self._generator}
-            elif next(tensors_in(args), None) is not None:
-                return func(*tree_map_only(Tensor, _to_meta, args), **kwargs)
-            else:
-                return func(*args, **{**kwargs, "device": torch.device("meta")})
-        on_meta = {**kwargs, "device": torch.device("meta")}
-        if func.name().partition(".")[0] in _MAKERS:
-            made = func(*args, **on_meta)
-            on_cpu = {**kwargs, "device": torch.device("cpu")}
-            return made if made.numel() > SMALL else func(*args, **on_cpu)
-        elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
-        return func(*args, **(on_meta if elsewhere else kwargs))
+
+def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run what only takes or makes numbers; they stay on the CPU where they are few."""
+    elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
+    if func.name().partition(".")[0] in _MAKERS:
+        made = func(*args, **{**kwargs, "device": _META})
+        return made if made.numel() > SMALL else func(*args, **{**kwargs, "device": _CPU})
+    return func(*args, **({**kwargs, "device": _META} if elsewhere else kwargs))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -153,9 +152,9 @@ def _grouped_mm(rows: Tensor, experts: Tensor, *_: Any, **__: Any) -> Tensor:
     return rows.new_empty((*rows.shape[:-1], experts.shape[-1]))
 
 
-def _to_copy(tensor: Tensor, **kwargs: Any) -> Tensor:
+def _to_copy(tensor: Tensor, **kwargs: Any) -> Any:
     """Keep a tensor without values on the meta device."""
-    return aten._to_copy.default(tensor, **{**kwargs, "device": torch.device("meta")})  # type: ignore[no-any-return]
+    return aten._to_copy.default(tensor, **{**kwargs, "device": _META})
 
 
 def _batch_norm(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,10 +24,10 @@ def zoo_of(model: nn.Module) -> Any:
     return None
 
 
-def declared_stems(model: nn.Module) -> set[str] | None:
-    """Return the weights that a model's zoo records as its first; None where it keeps no record."""
+def declared_stems(model: nn.Module) -> set[str]:
+    """Return the weights that a model's zoo records as its first; none where it keeps no record."""
     declare = getattr(zoo_of(model), "declared_stems", None)
-    return None if declare is None else declare(model)
+    return declare(model) if declare else set()
 
 
 def examples_for(model: nn.Module) -> Iterator[Example]:
