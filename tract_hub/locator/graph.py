@@ -88,8 +88,7 @@ class Graph:
     operation, what it reads, and its parameters.
     """
 
-    leaves: Mapping[int, str]  # ``id`` of the tensors that are pixels → the input they are in
-    names: Mapping[int, str]  # ``id`` of the parameters → their names
+    leaves: Mapping[int, Flow]  # ``id`` of the tensors that are pixels, and of the parameters
     trainable: frozenset[str]  # names of parameters; the others are constants
     unknown_layer: Callable[[str, Flow, frozenset[str]], None]
     passed_layer: bool = False  # whether the pixels have passed a first layer by now
@@ -97,57 +96,42 @@ class Graph:
 
     def flow(self, tensor: Tensor) -> Flow:
         """Say how the pixels reached a tensor."""
-        if tensor.grad_fn is None:
-            return self._of_leaf(tensor)
-        return self._of_node(tensor.grad_fn)
+        last = tensor.grad_fn
+        if last is None:
+            return self.leaves.get(id(tensor), NOTHING)
+        todo: list[Any] = [last]
+        while last not in self._known:  # each node after those that it depends on
+            node = todo.pop()
+            below = [child for child, _ in node.next_functions]
+            new = [child for child in below if child is not None and child not in self._known]
+            if new:
+                todo += [node, *new]
+            elif node not in self._known:
+                self._known[node] = self._of_node(node, below)
+        return self._known[last]
 
     def put(self, tensor: Tensor, flow: Flow) -> None:
-        """Note what a tensor is, where more is known than the graph tells."""
-        if tensor.grad_fn is not None:
-            self._known[tensor.grad_fn] = flow
-
-    def put_call(self, output: Tensor, flow: Flow) -> None:
         """Note what a function made, down to what was known of the tensors that it was given.
 
         Its last node is not enough: where the output is a view that is written into, autograd goes
         on from what it is a view of.
         """
-        todo = [output.grad_fn]
+        todo: list[Any] = [tensor.grad_fn]
+        self._known.pop(tensor.grad_fn, None)
         while todo:
-            node: Any = todo.pop()
+            node = todo.pop()
             if node is not None and node not in self._known and not hasattr(node, "variable"):
                 self._known[node] = flow
                 todo += [child for child, _ in node.next_functions]
 
-    def _of_leaf(self, tensor: Tensor) -> Flow:
-        key = id(tensor)
-        if key in self.leaves:
-            return Flow(Kind.PIXELS, (self.leaves[key],))
-        return Flow(parameters=frozenset([self.names[key]])) if key in self.names else NOTHING
-
-    def _of_node(self, last: Any) -> Flow:
-        """Visit the nodes below one, each after those that it depends on."""
-        todo = [last]
-        while todo:
-            node = todo[-1]
-            if node in self._known:
-                todo.pop()
-                continue
-            below = [child for child, _ in node.next_functions]
-            new = [child for child in below if child is not None and child not in self._known]
-            if new:
-                todo += new
-                continue
-            todo.pop()
-            if hasattr(node, "variable"):
-                self._known[node] = self._of_leaf(node.variable)
-                continue
-            flows = [self._known[child] if child else NOTHING for child in below]
-            flow = self._after(operation_of(node), flows)
-            if self.passed_layer and flow.kind and isinstance(node, BackwardCFunction):
-                flow = replace(flow, kind=Kind.FEATURES)  # such as checkpointed layers
-            self._known[node] = flow
-        return self._known[last]
+    def _of_node(self, node: Any, below: Sequence[Any]) -> Flow:
+        if hasattr(node, "variable"):
+            return self.leaves.get(id(node.variable), NOTHING)
+        flows = [self._known[child] if child else NOTHING for child in below]
+        flow = self._after(operation_of(node), flows)
+        if self.passed_layer and flow.kind and isinstance(node, BackwardCFunction):
+            return replace(flow, kind=Kind.FEATURES)  # such as checkpointed layers
+        return flow
 
     def _after(self, operation: str, flows: Sequence[Flow]) -> Flow:
         parameters = frozenset[str]().union(*(flow.parameters for flow in flows))
@@ -157,26 +141,27 @@ class Graph:
         pictures = [flow for flow in reached if not flow.statistic]
         standardised = bool(pictures) and len(pictures) < len(reached) and operation in _SHIFTS
         counted = pictures if standardised else reached
-        after = Flow(
-            kind=self._kind_after(operation, flows, counted, parameters & self.trainable),
+        learnt = parameters & self.trainable
+        kind = self._kind_after(operation, flows, counted, learnt)
+        passed = [*(flow.passed for flow in counted)]
+        frozen = [*(flow.frozen for flow in counted)]
+        if kind is Kind.PIXELS:
+            passed.append(tuple(sorted(learnt)))
+            if operation in NORMALISATIONS and not learnt:
+                passed.append((_in_words(operation),))
+            if standardised:
+                passed.append((OWN_STATISTICS,))
+            if operation == "Round":
+                passed.append((ROUNDING,))
+            if operation in LAYERS:
+                frozen.append(tuple(sorted(parameters - learnt)))
+        return Flow(
+            kind=kind,
             inputs=_joined(flow.inputs for flow in reached),
             path=_extended(counted[0].path, _in_words(operation)),
-            passed=_joined(flow.passed for flow in counted),
-            frozen=_joined(flow.frozen for flow in counted),
+            passed=_joined(passed),
+            frozen=_joined(frozen),
             statistic=not pictures,
-        )
-        if after.kind is not Kind.PIXELS:
-            return after
-        passed = [*after.passed, *sorted(parameters & self.trainable)]
-        if operation in NORMALISATIONS and not parameters & self.trainable:
-            passed.append(_in_words(operation))
-        if standardised:
-            passed.append(OWN_STATISTICS)
-        if operation == "Round":
-            passed.append(ROUNDING)
-        frozen = parameters - self.trainable if operation in LAYERS else ()
-        return replace(
-            after, passed=_joined([passed]), frozen=_joined([after.frozen, sorted(frozen)])
         )
 
     def _kind_after(

@@ -65,9 +65,10 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
     leaves = {id(tensor): _leaf(tensor) for tensor in example.pixels}
     live = () if copied is model else (*model.parameters(), *model.buffers())
     parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
+    pixels = {id(leaf): Flow(Kind.PIXELS, (inputs[key],)) for key, leaf in leaves.items()}
+    weights = {id(p): Flow(parameters=frozenset([name])) for name, p in parameters.items()}
     graph = Graph(
-        leaves={id(leaf): inputs[key] for key, leaf in leaves.items()},
-        names={id(parameter): name for name, parameter in parameters.items()},
+        leaves=pixels | weights,
         trainable=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
         unknown_layer=lambda operation, flow, names: trace.layers.append(
             LayerCall(None, operation, flow, tuple(sorted(names)))
@@ -77,13 +78,13 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
     try:
         with torch.inference_mode(False), torch.enable_grad(), own_draws(copied):
             # A forward may write into its input, which autograd allows in a copy of a leaf alone.
-            pixels = {key: leaf.clone() for key, leaf in leaves.items()}
+            copies = {key: leaf.clone() for key, leaf in leaves.items()}
             args, kwargs = tree_map_only(
                 Tensor,
-                lambda tensor: pixels.get(id(tensor), tensor),
+                lambda tensor: copies.get(id(tensor), tensor),
                 (example.args, dict(example.kwargs)),
             )
-            images = {id(pixels[id(t)]) for t in example.pixels if t.dtype == torch.uint8}
+            images = {id(copies[id(t)]) for t in example.pixels if t.dtype == torch.uint8}
             layers = _Layers(trace, graph, images)
             with layers.told_by(copied), layers, MetaAnswers(live):
                 output = call(*args, **kwargs)
@@ -163,7 +164,7 @@ class _Layers(TorchFunctionMode):
             self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
             raise
         if after is not None:
-            self.graph.put_call(output, after)
+            self.graph.put(output, after)
         else:
             self._note(getattr(func, "__name__", ""), args, kwargs, output)
         return output
@@ -197,7 +198,7 @@ class _Layers(TorchFunctionMode):
                     flow=flow,
                     parameters=tuple(sorted(weight.parameters)),
                     modules=tuple(name for name, *_ in self.running),
-                    derived=id(call.weight) not in self.graph.names,
+                    derived=id(call.weight) not in self.graph.leaves,
                     obstacle=self._obstacle(weight) if self.in_function() else None,
                     frozen=not trained,
                 )
@@ -210,8 +211,8 @@ class _Layers(TorchFunctionMode):
     def _obstacle(self, weight: Flow) -> str | None:
         # An autograd function that calls the layer's module, such as a checkpoint, is in order.
         for _, module, inside in reversed(self.running):
-            held = {self.graph.names.get(id(parameter)) for parameter in module.parameters()}
-            if inside and weight.parameters <= held:
+            held = (self.graph.flow(parameter).parameters for parameter in module.parameters())
+            if inside and weight.parameters <= frozenset[str]().union(*held):
                 return None
         return "it is applied in an autograd function with a backward of its own"
 
@@ -282,7 +283,7 @@ def _keep_grad(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[s
 def _embedding(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if args[0].is_floating_point():  # torch 2.11 does not say so on meta
         if layers.graph.flow(args[0]).kind is Kind.PIXELS:
-            layers.trace.looked_up = layers.graph.names.get(id(args[1]), "a table")
+            layers.trace.looked_up = next(iter(layers.graph.flow(args[1]).parameters), "a table")
         raise TypeError("embedding takes integers")
     return func(*args, **kwargs)
 
