@@ -222,13 +222,14 @@ class _Layers(TorchFunctionMode):
             self._note_statistic(args, output)
         if not isinstance(output, Tensor):
             return
+        discrete = not (output.is_floating_point() or output.is_complex())
+        if not discrete and (not self.cut or name in _SELECTING):
+            return
         given = list(tensors_in((args, kwargs)))
         cut = any(id(tensor) in self.cut for tensor in given)
-        if output.is_floating_point() or output.is_complex():
-            cut = cut and name not in _SELECTING
-        else:  # integers and comparisons are no longer affine in the pixels
-            kinds = (self._kind_of(tensor) for tensor in given if tensor.requires_grad)
-            cut = cut or not {Kind.PIXELS, Kind.NONLINEAR}.isdisjoint(kinds)
+        if discrete:  # integers and comparisons are no longer affine in the pixels
+            kinds = {self._kind_of(tensor) for tensor in given if tensor.requires_grad}
+            cut = cut or not kinds.isdisjoint((Kind.PIXELS, Kind.NONLINEAR))
         if cut and output.grad_fn is None:
             self.cut[id(output)] = output
         elif cut and self._kind_of(output) is Kind.PIXELS:
