@@ -156,7 +156,7 @@ def refuse_scripted(model: nn.Module) -> None:
         )
 
 
-USUAL_SIDES = (64, 32, 128, 256, 299, 384, 512)
+USUAL_SIDES = (64, 32, 128, 192, 256, 299, 384, 448, 512)
 """Sides of images, where no failure tells which is wanted: vit-pytorch's MobileViT and ScalableViT
 raise errors of their own, pytorchcv's InceptionV4 is left with an image of no pixels."""
 

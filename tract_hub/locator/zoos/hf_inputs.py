@@ -33,13 +33,9 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "frames": lambda s: (1, s.frames, s.channels, s.height, s.width),
     "one of several": lambda s: (1, 1, s.channels, s.height, s.width),
     "pair": lambda s: (1, 2, s.channels, s.height, s.width),
-    "channels before frames": lambda s: (1, s.channels, s.frames, s.height, s.width),
     "tiles": lambda s: (1, 1, s.tiles, s.channels, s.height, s.width),
-    "several videos": lambda s: (1, 1, s.frames, s.channels, s.height, s.width),
     "patches": lambda s: (s.patches, s.patch_features),
     "square patches": lambda s: (s.patches, s.channels, s.patch, s.patch),
-    "padded square patches": lambda s: (1, s.patches, s.channels, s.patch, s.patch),
-    "cube patches": lambda s: (s.patches, s.channels, s.frames_per_patch, s.patch, s.patch),
     "padded patches": lambda s: (1, s.patches, s.patch_features),
     "merged patches": lambda s: (s.tokens, s.merge * s.patch, s.merge * s.patch, s.channels),
     "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
@@ -65,7 +61,7 @@ _HINTS = (
     ("prompt_pixel_values", ("half image",)),
     ("token_pooling", ("patches of one image",)),
     ("target_sizes", ("strip of patches",)),
-    ("grid", ("patches", "square patches", "padded square patches", "cube patches")),
+    ("grid", ("patches", "square patches")),
     ("grid|spatial_shapes|position_ids", ("padded patches", "padded merged patches")),
     ("pixel_attention_mask", ("one of several",)),
 )
@@ -95,7 +91,7 @@ def make_input(name: str, situation: Situation) -> Any:
     if maker:
         return maker(situation)
     layout = situation.layout
-    if "video" in name and not re.search("patches|frames|videos|cubes", layout):
+    if "video" in name and not re.search("patches|frames|cubes", layout):
         layout = "frames"
     shape = LAYOUTS[layout](_sizes_for(name, situation))
     return torch.empty(shape, dtype=situation.dtype, device="meta")
