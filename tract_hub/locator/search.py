@@ -103,16 +103,13 @@ class _Runner:
         """Run one example."""
         whole = Trace()
         for call in (example, *example.also):
-            whole.add(self._trace(call))
+            key = id(call.kwargs)
+            if key not in self.traces:  # keeps the call too: its id must not be used again
+                self.traces[key] = call, follow_pixels(self.model, self.copied, call)
+            whole.add(self.traces[key][1])
             if whole.ended is not None:
                 break
         return Attempt(self.copied, example, whole)
-
-    def _trace(self, call: Example) -> Trace:
-        key = id(call.kwargs)
-        if key not in self.traces:  # keeps the call too: its id must not be used again
-            self.traces[key] = call, follow_pixels(self.model, self.copied, call)
-        return self.traces[key][1]
 
 
 def _runners(model: nn.Module) -> Iterator[_Runner]:

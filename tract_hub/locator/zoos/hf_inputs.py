@@ -46,9 +46,9 @@ LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "strip of patches": lambda s: (1, s.channels, s.patch, s.patches * s.patch),
     "placed patches": lambda s: (1, s.patches, 2 + s.patch_features),
     "pair of surroundings": lambda s: (1, 2, s.channels * 3**2, s.height, s.width),
-    "mel × time": lambda s: (1, s.mels, s.sound),
-    "time × mel": lambda s: (1, s.sound, s.mels),
-    "one channel of time × mel": lambda s: (1, 1, s.sound, s.mels),
+    "mel × time": lambda s: (1, s.mels, 2 * s.positions),
+    "time × mel": lambda s: (1, 2 * s.positions, s.mels),
+    "one channel of time × mel": lambda s: (1, 1, 2 * s.positions, s.mels),
     "wave": lambda s: (1, 16_000),
     "one channel of a wave": lambda s: (1, 1, 16_000),
 }
@@ -184,7 +184,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "aspect_ratio_ids": lambda s: _ones(1, 1),
     "aspect_ratio_mask": lambda s: _ones(1, 1, s.sizes.tiles),
     "image_embeds_position_mask": lambda s: _words(s).bool(),
-    "input_features_mask": lambda s: _ones(1, s.sizes.sound),
+    "input_features_mask": lambda s: _ones(1, 2 * s.sizes.positions),
 }
 """Names of parameters of a forward → what makes them; of several that fit, the first counts."""
 
