@@ -133,7 +133,7 @@ class Graph:
             return replace(flow, kind=Kind.FEATURES)  # such as checkpointed layers
         return flow
 
-    def _after(self, operation: str, flows: Sequence[Flow]) -> Flow:
+    def _after(self, operation: str, flows: list[Flow]) -> Flow:
         parameters = frozenset[str]().union(*(flow.parameters for flow in flows))
         reached = [flow for flow in flows if flow.kind]
         if not reached:
@@ -165,11 +165,7 @@ class Graph:
         )
 
     def _kind_after(
-        self,
-        operation: str,
-        flows: Sequence[Flow],
-        reached: Sequence[Flow],
-        trainable: frozenset[str],
+        self, operation: str, flows: list[Flow], reached: list[Flow], learnt: frozenset[str]
     ) -> Kind:
         kinds = {flow.kind for flow in reached}
         if kinds & {Kind.FEATURES, Kind.MIXED}:
@@ -179,8 +175,8 @@ class Graph:
             return Kind.MIXED if joined and operation in _SHIFTS else Kind.FEATURES
         if Kind.NONLINEAR in kinds:
             return Kind.NONLINEAR
-        if operation in LAYERS and trainable and len(reached) == 1:
-            self.unknown_layer(_in_words(operation), reached[0], trainable)
+        if operation in LAYERS and learnt and len(reached) == 1:
+            self.unknown_layer(_in_words(operation), reached[0], learnt)
             return Kind.FEATURES
         if operation in NORMALISATIONS:  # behind a frozen map it is features that are normalised
             return Kind.NONLINEAR if any(flow.frozen for flow in reached) else Kind.PIXELS

@@ -6,7 +6,6 @@ import copy
 import io
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
 from functools import partial
 from types import CellType, FunctionType, GeneratorType, MethodType
 from typing import Any
@@ -176,13 +175,7 @@ def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
 class _WithoutWeights(TorchFunctionMode):
     """Empties every tensor that is deep-copied: buffers, and what forwards keep in attributes."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         if args[0].numel() <= SMALL and not args[0].is_meta:

@@ -24,10 +24,7 @@ class Mismatch(NamedTuple):
 
 
 def mismatch_of(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    kind_of: Callable[[Tensor], Kind | None],
+    func: Any, args: Any, kwargs: Any, kind_of: Callable[[Tensor], Kind | None]
 ) -> Mismatch | None:
     """Read a call of a torch function that failed; tensors of the model itself have no kind."""
     tensors = list(tensors_in((args, kwargs)))
@@ -40,11 +37,7 @@ def mismatch_of(
 
 
 def _sizes(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    given: Tensor,
-    own: Tensor | None,
+    func: Any, args: Any, kwargs: Any, given: Tensor, own: Tensor | None
 ) -> tuple[int, int] | None:
     """Return the size that was wanted, and the one that was given."""
     if func in (Tensor.view, Tensor.reshape, torch.reshape):

@@ -12,18 +12,10 @@ from typing import Any
 from torch import nn
 
 from tract_hub.errors import ExampleInputError
+from tract_hub.locator.zoos import hf_inputs
 from tract_hub.locator.zoos.examples import Example, pixel_dtype
 from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
-from tract_hub.locator.zoos.hf_inputs import (
-    NOT_AT_FIRST,
-    PIXELS,
-    SPECTROGRAMS,
-    UNNAMED_PIXELS,
-    Situation,
-    layouts_for,
-    make_input,
-    maker_of,
-)
+from tract_hub.locator.zoos.hf_inputs import PIXELS, SPECTROGRAMS, UNNAMED_PIXELS
 
 PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
@@ -60,13 +52,17 @@ def _parameters(function: Callable[..., Any]) -> tuple[Names, set[str]]:
     return list(named), {name for name, p in named.items() if p.default is p.empty}
 
 
+def _inputs_of_method(model: nn.Module, name: str) -> Names:
+    return _parameters(getattr(model, name))[0] if hasattr(model, name) else []
+
+
 def _pixels_of(names: Iterable[str]) -> Names:
     return [name for name in names if PIXELS.fullmatch(name)]
 
 
 def _pixel_names(model: nn.Module) -> set[str]:
     names, _ = _parameters(model.forward)
-    of_methods = [n for part in PARTS for n in _parameters(getattr(model, part, _nothing))[0]]
+    of_methods = [name for part in PARTS for name in _inputs_of_method(model, part)]
     found = _pixels_of(names) or _pixels_of(of_methods)
     for pattern in (SPECTROGRAMS, UNNAMED_PIXELS):
         found = found or [name for name in names if pattern.fullmatch(name)]
@@ -79,10 +75,6 @@ def _pixel_names(model: nn.Module) -> set[str]:
     )
 
 
-def _nothing() -> None:
-    """Stand in for a method that a model does not have."""
-
-
 def _calls(model: nn.Module, path: str, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of a model's method, or of a module inside, in every layout of the pixels.
 
@@ -91,17 +83,17 @@ def _calls(model: nn.Module, path: str, pixels: set[str]) -> Iterator[Example]:
     """
     part = attrgetter(path)(model)
     names, required = _parameters(part.forward if isinstance(part, nn.Module) else part)
-    heard = [n for n in names if n in pixels or maker_of(n) or SPECTROGRAMS.fullmatch(n)]
+    heard = [n for n in names if n in pixels or hf_inputs.maker_of(n) or SPECTROGRAMS.fullmatch(n)]
     silent = [n for n in heard if n in pixels or not n.startswith(("input_f", "input_v"))]
-    usual = [n for n in silent if n not in NOT_AT_FIRST or n in required]
+    usual = [n for n in silent if n not in hf_inputs.NOT_AT_FIRST or n in required]
     masked = [n for n in silent if n in usual or n == "bool_masked_pos"]  # FlavaForPreTraining
     fewest = [n for n in silent if n in required or n in pixels]
     settings = Settings(getattr(model, "config", None))
     sizes, dtype = _sizes(model, settings), pixel_dtype(model)
     for choice in dict.fromkeys(map(tuple, (usual, masked, silent, fewest, heard))):
-        for layout in layouts_for(choice):
-            situation = Situation(sizes, settings, layout, dtype)
-            kwargs = {name: make_input(name, situation) for name in choice}
+        for layout in hf_inputs.layouts_for(choice):
+            situation = hf_inputs.Situation(sizes, settings, layout, dtype)
+            kwargs = {name: hf_inputs.make_input(name, situation) for name in choice}
             read = tuple(kwargs[name] for name in choice if name in pixels)
             yield Example(kwargs=kwargs, pixels=read, method=path, fixed=True)
 
@@ -120,7 +112,7 @@ def _methods(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of the methods that together read all pixels, if there are such methods."""
     calls = []
     for part in PARTS:
-        read = pixels.intersection(_parameters(getattr(model, part, _nothing))[0])
+        read = pixels.intersection(_inputs_of_method(model, part))
         if read:
             calls.append(list(_calls(model, part, read)))
         pixels = pixels - read
