@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from tract_hub.method.calls import LinearCall
 
 
 class Kind(Enum):
@@ -32,6 +34,20 @@ class Flow:
     frozen: tuple[str, ...] = ()  # maps passed
     statistic: bool = False  # whether it is a few numbers an image, such as its mean
     parameters: frozenset[str] = frozenset()  # where ``kind`` is None: it was computed from these
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer that reads something which came from the pixels."""
+
+    call: LinearCall | None  # None where it is no operation that TrAct treats
+    operation: str
+    flow: Flow  # how the pixels reached its input
+    parameters: tuple[str, ...]  # of which its weight is made, the main one first
+    modules: tuple[str, ...] = ()  # whose forward was running, outermost first
+    derived: bool = False  # whether the weight is not the parameter itself
+    obstacle: str | None = None  # why it cannot be treated
+    frozen: bool = False  # whether none of its parameters takes a gradient
 
 
 NOTHING = Flow()
@@ -82,15 +98,11 @@ _QUIET = {"t", "clone", "alias", "detach", "view_as"}
 
 @dataclass
 class Graph:
-    """What autograd remembers of one forward.
-
-    ``unknown_layer`` is called with a layer that no known function applied to the pixels: the
-    operation, what it reads, and its parameters.
-    """
+    """What autograd remembers of one forward."""
 
     leaves: Mapping[int, Flow]  # ``id`` of the tensors that are pixels, and of the parameters
     trainable: frozenset[str]  # names of parameters; the others are constants
-    unknown_layer: Callable[[str, Flow, frozenset[str]], None]
+    layers: list[LayerCall]  # is added to where no known function applied a layer to the pixels
     passed_layer: bool = False  # whether the pixels have passed a first layer by now
     _known: dict[Any, Flow] = field(default_factory=dict)  # holds the nodes: they stay themselves
 
@@ -176,7 +188,8 @@ class Graph:
         if Kind.NONLINEAR in kinds:
             return Kind.NONLINEAR
         if operation in LAYERS and learnt and len(reached) == 1:
-            self.unknown_layer(_in_words(operation), reached[0], learnt)
+            names = tuple(sorted(learnt))
+            self.layers.append(LayerCall(None, _in_words(operation), reached[0], names))
             return Kind.FEATURES
         if operation in NORMALISATIONS:  # behind a frozen map it is features that are normalised
             return Kind.NONLINEAR if any(flow.frozen for flow in reached) else Kind.PIXELS

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
-from tract_hub.locator.graph import Kind
+from tract_hub.locator.graph import Kind, LayerCall
 from tract_hub.locator.meta_copy import has_user_pre_hook
 from tract_hub.locator.search import ADVICE, Attempt, follow, refuse_scripted
-from tract_hub.locator.trace import LayerCall, Trace
+from tract_hub.locator.trace import Trace
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.locator.zoos.lookup import declared_stems
 from tract_hub.method.calls import Convolution

@@ -17,25 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from tract_hub.locator.draws import own_draws
-from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
+from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind, LayerCall
 from tract_hub.locator.mismatch import Mismatch, mismatch_of
 from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
 from tract_hub.locator.zoos.examples import Example, inputs_of
 from tract_hub.method.calls import LinearCall, read_call
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One call of a layer that reads something which came from the pixels."""
-
-    call: LinearCall | None  # None where it is no operation that TrAct treats
-    operation: str
-    flow: Flow  # how the pixels reached its input
-    parameters: tuple[str, ...]  # of which its weight is made, the main one first
-    modules: tuple[str, ...] = ()  # whose forward was running, outermost first
-    derived: bool = False  # whether the weight is not the parameter itself
-    obstacle: str | None = None  # why it cannot be treated
-    frozen: bool = False  # whether none of its parameters takes a gradient
 
 
 @dataclass
@@ -70,9 +56,7 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
     graph = Graph(
         leaves=pixels | weights,
         trainable=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
-        unknown_layer=lambda operation, flow, names: trace.layers.append(
-            LayerCall(None, operation, flow, tuple(sorted(names)))
-        ),
+        layers=trace.layers,
     )
     call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
@@ -185,7 +169,7 @@ class _Layers(TorchFunctionMode):
             return None
         trained = weight.parameters & self.graph.trainable
         if flow.kind is not Kind.FEATURES:
-            self.trace.layers.append(
+            self.graph.layers.append(
                 LayerCall(
                     call=call,
                     operation=call.name,
