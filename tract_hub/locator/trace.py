@@ -51,7 +51,7 @@ def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trac
     leaves = {id(tensor): _leaf(tensor) for tensor in example.pixels}
     live = () if copied is model else (*model.parameters(), *model.buffers())
     parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
-    pixels = {id(leaf): Flow(Kind.PIXELS, (inputs[key],)) for key, leaf in leaves.items()}
+    pixels = {id(leaf): Flow(Kind.PIXELS, (inputs.get(key, ""),)) for key, leaf in leaves.items()}
     weights = {id(p): Flow(parameters=frozenset([name])) for name, p in parameters.items()}
     graph = Graph(
         leaves=pixels | weights,
