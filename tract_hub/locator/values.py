@@ -40,35 +40,38 @@ class MetaAnswers(TorchDispatchMode):
     def __init__(self, live: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._live = {id(tensor): tensor for tensor in live}  # held: an id is used again
+        self._generator = torch.Generator().manual_seed(0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
         if any(id(tensor) in self._live for tensor in given):
             raise ExampleInputError("its forward holds on to the original of a copied module")
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        if random and "generator" in kwargs:
-            kwargs = {**kwargs, "generator": None}  # on meta, none is drawn from
-        if not random and not any(tensor.is_meta for tensor in given):
-            return _made(func, args, kwargs)
-        if not given:
-            return func(*args, **{**kwargs, "device": _META})
+        if not any(tensor.is_meta for tensor in given):
+            return self._without_meta(func, args, kwargs)
         if not all(tensor.is_meta for tensor in given):
             real, (args, kwargs) = args, tree_map_only(Tensor, _to_meta, (args, kwargs))
-            # ``_schema``: an operator tells by no public name whether it writes.
+            # ``_schema``, here and below: an operator tells its arguments by no public name.
             if func._schema.is_mutable and not real[0].is_meta:  # its copy is written, not it
                 _answered(func, args, kwargs)
                 return real[0]
         return _answered(func, args, kwargs)
 
-
-def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run what only takes or makes numbers; they stay on the CPU where they are few."""
-    elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
-    if func.name().partition(".")[0] in _MAKERS:
-        made = func(*args, **{**kwargs, "device": _META})
-        return made if made.numel() > SMALL else func(*args, **{**kwargs, "device": _CPU})
-    return func(*args, **({**kwargs, "device": _META} if elsewhere else kwargs))
+    def _without_meta(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run what takes or makes numbers; they stay on the CPU where they are few."""
+        on_meta = {**kwargs, "device": _META}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            if any(argument.name == "generator" for argument in func._schema.arguments):
+                kwargs = {**kwargs, "generator": self._generator}
+            elif next(tensors_in(args), None) is not None:
+                return func(*tree_map_only(Tensor, _to_meta, args), **kwargs)
+            else:
+                return func(*args, **on_meta)
+        if func.name().partition(".")[0] in _MAKERS:
+            made = func(*args, **on_meta)
+            return made if made.numel() > SMALL else func(*args, **{**kwargs, "device": _CPU})
+        elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
+        return func(*args, **(on_meta if elsewhere else kwargs))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
