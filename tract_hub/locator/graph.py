@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from tract_hub.method.calls import LinearCall
 
 
 class Kind(Enum):
@@ -32,6 +34,20 @@ class Flow:
     frozen: tuple[str, ...] = ()  # maps passed
     statistic: bool = False  # whether it is a few numbers an image, such as its mean
     parameters: frozenset[str] = frozenset()  # where ``kind`` is None: it was computed from these
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer that reads something which came from the pixels."""
+
+    call: LinearCall | None  # None where it is no operation that TrAct treats
+    operation: str
+    flow: Flow  # how the pixels reached its input
+    parameters: tuple[str, ...]  # of which its weight is made, the main one first
+    modules: tuple[str, ...] = ()  # whose forward was running, outermost first
+    derived: bool = False  # whether the weight is not the parameter itself
+    obstacle: str | None = None  # why it cannot be treated
+    frozen: bool = False  # whether none of its parameters takes a gradient
 
 
 NOTHING = Flow()
@@ -82,74 +98,54 @@ _QUIET = {"t", "clone", "alias", "detach", "view_as"}
 
 @dataclass
 class Graph:
-    """What autograd remembers of one forward.
+    """What autograd remembers of one forward."""
 
-    ``unknown_layer`` is called with a layer that no known function applied to the pixels: the
-    operation, what it reads, and its parameters.
-    """
-
-    leaves: Mapping[int, str]  # ``id`` of the tensors that are pixels → the input they are in
-    names: Mapping[int, str]  # ``id`` of the parameters → their names
+    leaves: Mapping[int, Flow]  # ``id`` of the tensors that are pixels, and of the parameters
     trainable: frozenset[str]  # names of parameters; the others are constants
-    unknown_layer: Callable[[str, Flow, frozenset[str]], None]
+    layers: list[LayerCall]  # is added to where no known function applied a layer to the pixels
     passed_layer: bool = False  # whether the pixels have passed a first layer by now
     _known: dict[Any, Flow] = field(default_factory=dict)  # holds the nodes: they stay themselves
 
     def flow(self, tensor: Tensor) -> Flow:
         """Say how the pixels reached a tensor."""
-        if tensor.grad_fn is None:
-            return self._of_leaf(tensor)
-        return self._of_node(tensor.grad_fn)
+        last = tensor.grad_fn
+        if last is None:
+            return self.leaves.get(id(tensor), NOTHING)
+        todo: list[Any] = [last]
+        while last not in self._known:  # each node after those that it depends on
+            node = todo.pop()
+            below = [child for child, _ in node.next_functions]
+            new = [child for child in below if child is not None and child not in self._known]
+            if new:
+                todo += [node, *new]
+            elif node not in self._known:
+                self._known[node] = self._of_node(node, below)
+        return self._known[last]
 
     def put(self, tensor: Tensor, flow: Flow) -> None:
-        """Note what a tensor is, where more is known than the graph tells."""
-        if tensor.grad_fn is not None:
-            self._known[tensor.grad_fn] = flow
-
-    def put_call(self, output: Tensor, flow: Flow) -> None:
         """Note what a function made, down to what was known of the tensors that it was given.
 
         Its last node is not enough: where the output is a view that is written into, autograd goes
         on from what it is a view of.
         """
-        todo = [output.grad_fn]
+        todo: list[Any] = [tensor.grad_fn]
+        self._known.pop(tensor.grad_fn, None)
         while todo:
-            node: Any = todo.pop()
+            node = todo.pop()
             if node is not None and node not in self._known and not hasattr(node, "variable"):
                 self._known[node] = flow
                 todo += [child for child, _ in node.next_functions]
 
-    def _of_leaf(self, tensor: Tensor) -> Flow:
-        key = id(tensor)
-        if key in self.leaves:
-            return Flow(Kind.PIXELS, (self.leaves[key],))
-        return Flow(parameters=frozenset([self.names[key]])) if key in self.names else NOTHING
+    def _of_node(self, node: Any, below: Sequence[Any]) -> Flow:
+        if hasattr(node, "variable"):
+            return self.leaves.get(id(node.variable), NOTHING)
+        flows = [self._known[child] if child else NOTHING for child in below]
+        flow = self._after(operation_of(node), flows)
+        if self.passed_layer and flow.kind and isinstance(node, BackwardCFunction):
+            return replace(flow, kind=Kind.FEATURES)  # such as checkpointed layers
+        return flow
 
-    def _of_node(self, last: Any) -> Flow:
-        """Visit the nodes below one, each after those that it depends on."""
-        todo = [last]
-        while todo:
-            node = todo[-1]
-            if node in self._known:
-                todo.pop()
-                continue
-            below = [child for child, _ in node.next_functions]
-            new = [child for child in below if child is not None and child not in self._known]
-            if new:
-                todo += new
-                continue
-            todo.pop()
-            if hasattr(node, "variable"):
-                self._known[node] = self._of_leaf(node.variable)
-                continue
-            flows = [self._known[child] if child else NOTHING for child in below]
-            flow = self._after(operation_of(node), flows)
-            if self.passed_layer and flow.kind and isinstance(node, BackwardCFunction):
-                flow = replace(flow, kind=Kind.FEATURES)  # such as checkpointed layers
-            self._known[node] = flow
-        return self._known[last]
-
-    def _after(self, operation: str, flows: Sequence[Flow]) -> Flow:
+    def _after(self, operation: str, flows: list[Flow]) -> Flow:
         parameters = frozenset[str]().union(*(flow.parameters for flow in flows))
         reached = [flow for flow in flows if flow.kind]
         if not reached:
@@ -157,34 +153,31 @@ class Graph:
         pictures = [flow for flow in reached if not flow.statistic]
         standardised = bool(pictures) and len(pictures) < len(reached) and operation in _SHIFTS
         counted = pictures if standardised else reached
-        after = Flow(
-            kind=self._kind_after(operation, flows, counted, parameters & self.trainable),
+        learnt = parameters & self.trainable
+        kind = self._kind_after(operation, flows, counted, learnt)
+        passed = [*(flow.passed for flow in counted)]
+        frozen = [*(flow.frozen for flow in counted)]
+        if kind is Kind.PIXELS:
+            passed.append(tuple(sorted(learnt)))
+            if operation in NORMALISATIONS and not learnt:
+                passed.append((_in_words(operation),))
+            if standardised:
+                passed.append((OWN_STATISTICS,))
+            if operation == "Round":
+                passed.append((ROUNDING,))
+            if operation in LAYERS:
+                frozen.append(tuple(sorted(parameters - learnt)))
+        return Flow(
+            kind=kind,
             inputs=_joined(flow.inputs for flow in reached),
             path=_extended(counted[0].path, _in_words(operation)),
-            passed=_joined(flow.passed for flow in counted),
-            frozen=_joined(flow.frozen for flow in counted),
+            passed=_joined(passed),
+            frozen=_joined(frozen),
             statistic=not pictures,
-        )
-        if after.kind is not Kind.PIXELS:
-            return after
-        passed = [*after.passed, *sorted(parameters & self.trainable)]
-        if operation in NORMALISATIONS and not parameters & self.trainable:
-            passed.append(_in_words(operation))
-        if standardised:
-            passed.append(OWN_STATISTICS)
-        if operation == "Round":
-            passed.append(ROUNDING)
-        frozen = parameters - self.trainable if operation in LAYERS else ()
-        return replace(
-            after, passed=_joined([passed]), frozen=_joined([after.frozen, sorted(frozen)])
         )
 
     def _kind_after(
-        self,
-        operation: str,
-        flows: Sequence[Flow],
-        reached: Sequence[Flow],
-        trainable: frozenset[str],
+        self, operation: str, flows: list[Flow], reached: list[Flow], learnt: frozenset[str]
     ) -> Kind:
         kinds = {flow.kind for flow in reached}
         if kinds & {Kind.FEATURES, Kind.MIXED}:
@@ -194,8 +187,9 @@ class Graph:
             return Kind.MIXED if joined and operation in _SHIFTS else Kind.FEATURES
         if Kind.NONLINEAR in kinds:
             return Kind.NONLINEAR
-        if operation in LAYERS and trainable and len(reached) == 1:
-            self.unknown_layer(_in_words(operation), reached[0], trainable)
+        if operation in LAYERS and learnt and len(reached) == 1:
+            names = tuple(sorted(learnt))
+            self.layers.append(LayerCall(None, _in_words(operation), reached[0], names))
             return Kind.FEATURES
         if operation in NORMALISATIONS:  # behind a frozen map it is features that are normalised
             return Kind.NONLINEAR if any(flow.frozen for flow in reached) else Kind.PIXELS

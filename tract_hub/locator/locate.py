@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from tract_hub.errors import StemNotFoundError, TractWarning, UnsupportedStemError
-from tract_hub.locator.graph import Kind
+from tract_hub.locator.graph import Kind, LayerCall
 from tract_hub.locator.meta_copy import has_user_pre_hook
 from tract_hub.locator.search import ADVICE, Attempt, follow, refuse_scripted
-from tract_hub.locator.trace import LayerCall, Trace
+from tract_hub.locator.trace import Trace
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.locator.zoos.lookup import declared_stems
-from tract_hub.method.calls import Convolution, LinearCall
+from tract_hub.method.calls import Convolution
 from tract_hub.stem import Site, Stem
 
 
@@ -57,30 +57,26 @@ def locate(
         raise TypeError(f"locate takes a torch.nn.Module, got {type(model).__name__}")
     inner, prefix = unwrap(model)
     attempt = follow(inner, example_inputs, pixels)
-    groups = _first_layers(inner, attempt.copied, attempt.trace)
-    stems = [_stem(inner, attempt, call, layers, prefix) for call, layers in groups]
+    groups = _first_layers(attempt.trace)
+    if not groups:
+        refuse_scripted(inner)
+        raise StemNotFoundError(_why_none(inner, attempt.trace))
+    stems = [_stem(inner, attempt, layers, prefix) for layers in groups]
     stems.sort(key=lambda stem: stem.weight_name)
-    _compare_with_zoo(inner, stems, prefix)
-    return tuple(stems)
-
-
-def _compare_with_zoo(model: nn.Module, stems: list[Stem], prefix: str) -> None:
-    """Warn where the model's zoo declares another first layer than the trace shows."""
-    declared = {prefix + name for name in declared_stems(model) or ()}
+    declared = {prefix + name for name in declared_stems(inner)}
     found = {stem.weight_name for stem in stems}
     if not declared <= found:
         warnings.warn(
-            f"{type(model).__name__}: its zoo declares {', '.join(sorted(declared))} as first "
+            f"{type(inner).__name__}: its zoo declares {', '.join(sorted(declared))} as first "
             f"layer, but the pixels reach {', '.join(sorted(found))}, which is used",
             TractWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
+    return tuple(stems)
 
 
-def _first_layers(
-    model: nn.Module, copied: nn.Module, trace: Trace
-) -> Iterator[tuple[LinearCall, list[LayerCall]]]:
-    """Yield each weight's first call and all its calls on pixels; refuse what cannot be exact."""
+def _first_layers(trace: Trace) -> list[list[LayerCall]]:
+    """List each weight's calls on pixels; a frozen layer in front of another is a constant."""
     reading = [layer for layer in trace.layers if layer.flow.kind is Kind.PIXELS]
     constants = {n for layer in reading if not layer.frozen for n in layer.flow.frozen}
     groups: dict[tuple[str, ...], list[LayerCall]] = {}
@@ -88,25 +84,7 @@ def _first_layers(
         in_front = layer.flow.frozen or not constants.isdisjoint(layer.parameters)
         if not (layer.frozen and in_front):
             groups.setdefault(layer.parameters, []).append(layer)
-    if not groups:
-        refuse_scripted(model)
-        raise StemNotFoundError(_why_none(model, trace))
-    for layers in groups.values():
-        call = layers[0].call
-        obstacle = next((la.obstacle for la in layers if la.obstacle), None)
-        if call is None or obstacle:
-            weight = _main_parameter(copied, layers[0])
-            kind = type(model.get_submodule(_holder(weight)))
-            ours = kind.__module__.startswith("torch.nn")
-            obstacle = obstacle or (
-                f"in {'nn.' if ours else ''}{kind.__name__} (by {layers[0].operation!r}), which "
-                "TrAct does not treat: it treats Conv1d, Conv2d, Conv3d, Linear, and what calls "
-                "torch's functions of these names with a weight"
-            )
-            raise UnsupportedStemError(
-                f"{type(model).__name__}: {weight!r} reads the pixels, but {obstacle}; {ADVICE}"
-            )
-        yield call, layers
+    return list(groups.values())
 
 
 def _why_none(model: nn.Module, trace: Trace) -> str:
@@ -119,21 +97,32 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
     return f"{name}: no layer with a weight reads the pixels; {ADVICE}"
 
 
-def _stem(
-    model: nn.Module, attempt: Attempt, call: LinearCall, layers: list[LayerCall], prefix: str
-) -> Stem:
-    copied, first = attempt.copied, layers[0]
-    weight = _main_parameter(copied, first)
+def _stem(model: nn.Module, attempt: Attempt, layers: list[LayerCall], prefix: str) -> Stem:
+    """Describe one first layer; refuse what cannot be exact."""
+    first, weight = layers[0], layers[0].parameters[0]
     module_name = _holder(weight)
+    module = model.get_submodule(module_name)
+    obstacle = next((layer.obstacle for layer in layers if layer.obstacle), None)
+    if first.call is None or obstacle:
+        kind = type(module)
+        ours = kind.__module__.startswith("torch.nn")
+        obstacle = obstacle or (
+            f"in {'nn.' if ours else ''}{kind.__name__} (by {first.operation!r}), which "
+            "TrAct does not treat: it treats Conv1d, Conv2d, Conv3d, Linear, and what calls "
+            "torch's functions of these names with a weight"
+        )
+        raise UnsupportedStemError(
+            f"{type(model).__name__}: {weight!r} reads the pixels, but {obstacle}; {ADVICE}"
+        )
     return Stem(
         weight_name=prefix + weight,
         module_name=(prefix + module_name).rstrip("."),
-        module=model.get_submodule(module_name),
-        in_features=call.in_features,
-        operation=call.name,
-        geometry=_in_words(call.convolution),
+        module=module,
+        in_features=first.call.in_features,
+        operation=first.operation,
+        geometry=_in_words(first.call.convolution),
         path=first.flow.path,
-        sites=tuple(_sites(copied, layers, prefix)),
+        sites=tuple(_sites(attempt.copied, layers, prefix)),
         uses=len(layers),
         derived=any(layer.derived for layer in layers),
         notes=(*_notes(layers), *_left_out(attempt.trace, prefix)),
@@ -148,27 +137,17 @@ def _holder(parameter: str) -> str:
     return path.removeprefix(".")
 
 
-def _main_parameter(copied: nn.Module, layer: LayerCall) -> str:
-    """The parameter that has the weight's shape, or else the largest that it is made of."""
-    known = dict(copied.named_parameters())  # scripted modules have no get_parameter
-    parameters = {name: known[name] for name in layer.parameters}
-    shape = layer.call.weight.shape if layer.call else None
-    return max(parameters, key=lambda n: (parameters[n].shape == shape, parameters[n].numel()))
-
-
 def _sites(copied: nn.Module, layers: list[LayerCall], prefix: str) -> Iterator[Site]:
     """Yield the innermost module around each call that holds all its parameters."""
-    names = {id(module): name for name, module in copied.named_modules()}
-    main = _main_parameter(copied, layers[0])
-    order = sorted(layers[0].parameters, key=lambda name: name != main)
-    parameters = [id(copied.get_parameter(name)) for name in order]
+    known = dict(copied.named_parameters())
+    parameters = [id(known[name]) for name in layers[0].parameters]
     for layer in {(layer.modules, layer.operation): layer for layer in layers}.values():
-        for module in reversed(layer.modules):
-            below = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
+        for name in reversed(layer.modules):
+            module = copied.get_submodule(name)
+            below = {id(p): path for path, p in module.named_parameters(remove_duplicate=False)}
             if all(parameter in below for parameter in parameters):
-                module_name = (prefix + names[id(module)]).rstrip(".")
                 relative = tuple(below[parameter] for parameter in parameters)
-                yield Site(module_name, layer.operation, relative)
+                yield Site((prefix + name).rstrip("."), layer.operation, relative)
                 break
 
 
@@ -193,7 +172,7 @@ def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
     }
     for kind, way in ways.items():
         names = {
-            prefix + layer.parameters[-1]: layer.flow.path
+            prefix + layer.parameters[0]: layer.flow.path
             for layer in trace.layers
             if layer.flow.kind is kind
             and not (layer.flow.statistic or layer.flow.frozen)
@@ -217,9 +196,7 @@ def _reason(model: nn.Module, attempt: Attempt, layers: list[LayerCall]) -> str:
         reason += f", followed in {' and '.join(parts)} alone"
     if example.skipped:
         reason += f"; {', '.join(example.skipped)} not taken for pixels"
-    names = {id(module): name for name, module in attempt.copied.named_modules()}
-    around = [names[id(module)] for module in first.modules]
-    hooked = [name for name in around if has_user_pre_hook(model.get_submodule(name))]
+    hooked = [name for name in first.modules if has_user_pre_hook(model.get_submodule(name))]
     if hooked:  # the pixels were followed without calling the user's hooks
         owner = hooked[-1] or "the model"
         reason += f", or what the forward pre-hook of {owner} makes of them"

@@ -6,7 +6,6 @@ import copy
 import io
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
 from functools import partial
 from types import CellType, FunctionType, GeneratorType, MethodType
 from typing import Any
@@ -64,17 +63,13 @@ class _Copier:
     def __init__(self, model: nn.Module, user_hooks: bool) -> None:
         self.user_hooks = user_hooks
         self.memo: dict[int, Any] = {id(p): _on_meta(p) for p in model.parameters()}
-        modules = list(model.modules())
-        own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        for module in own:
-            self.memo[id(module)] = object.__new__(_ordinary_class(module))
+        # The state of a scripted module is not in its attributes.
+        own = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        self.memo.update((id(module), object.__new__(_ordinary_class(module))) for module in own)
         with _WithoutWeights():
-            for module in modules:
-                if id(module) not in self.memo:  # scripted: its state is not in its attributes
-                    copy.deepcopy(module, self.memo)
             for module in own:
                 self._fill(module, self.memo[id(module)].__dict__)
-        self.copied: nn.Module = self.memo[id(model)]
+            self.copied: nn.Module = self._value(model)
 
     def _fill(self, module: nn.Module, attributes: dict[str, Any]) -> None:
         for name, value in module.__dict__.items():
@@ -105,8 +100,6 @@ class _Copier:
             return new
         if isinstance(value, FunctionType):
             return self._function(value)
-        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-            return MethodType(value.__func__, self._value(value.__self__))
         if type(value) in (dict, OrderedDict):
             items: dict[Any, Any] = type(value)()
             self.memo[id(value)] = items
@@ -182,13 +175,7 @@ def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
 class _WithoutWeights(TorchFunctionMode):
     """Empties every tensor that is deep-copied: buffers, and what forwards keep in attributes."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         if args[0].numel() <= SMALL and not args[0].is_meta:

@@ -39,6 +39,8 @@ def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ..
 def _checked(model: nn.Module, stem: Stem) -> Stem:
     """Return a stem that was found before, in this model or in one of the same build."""
     try:
+        if not stem.sites:
+            raise AttributeError("the stem does not say where it is applied")
         for site in stem.sites:
             module = model.get_submodule(site.module_name)
             for parameter in site.parameters:
@@ -48,11 +50,6 @@ def _checked(model: nn.Module, stem: Stem) -> Stem:
             f"{type(model).__name__} does not have the layer of the stem {stem.weight_name!r} "
             f"({error}): pass what locate finds in this model, or the layer's name"
         ) from error
-    if not stem.sites:
-        raise StemNotFoundError(
-            f"the stem {stem.weight_name!r} does not say where it is applied: pass one that locate "
-            "returned, or the layer's name"
-        )
     return stem
 
 

@@ -49,24 +49,28 @@ def follow(
     A user's ``example_inputs`` are not varied. ``pixels`` names those that are pixels, or their
     positions. None of either: they are guessed.
     """
-    guess = example_inputs is None
     failures: list[Trace] = []
-    for user_hooks in (False, True) if has_user_hooks(model) else (False,):
-        runner = _Runner(model, meta_copy(model, user_hooks))
+    for runner in _runners(model):
         unused: Attempt | None = None
         for example in _examples(model, example_inputs, pixels):
-            attempt = runner.varied(example) if guess else runner.run(example)
+            attempt = runner.varied(example)
             if attempt.trace.ended is not None:
                 failures.append(attempt.trace)
-            elif attempt.trace.layers or not guess:
+            elif attempt.trace.layers:
                 return attempt
             else:  # a forward may do without the pixels that other inputs make it use
                 unused = unused or attempt
         if unused:
             return unused
     refuse_scripted(model)
-    furthest = max(failures, key=lambda trace: len(trace.layers))
-    raise ExampleInputError(_why(model, failures, furthest.ended, guess)) from furthest.ended
+    furthest = max(failures, key=lambda trace: len(trace.layers)).ended
+    name, message = type(model).__name__, first_line(furthest) if furthest else ""
+    inputs = "the inputs guessed for it" if example_inputs is None else "the example_inputs given"
+    why = f"{name} could not be run on {inputs} ({message})"
+    looked_up = next((trace.looked_up for trace in failures if trace.looked_up), None)
+    if looked_up:
+        why = f"{name} looks its input up in {looked_up!r}, so it takes indices, not pixels"
+    raise ExampleInputError(f"{why}: {ADVICE}") from furthest
 
 
 @dataclass
@@ -75,76 +79,64 @@ class _Runner:
 
     model: nn.Module
     copied: nn.Module
-    traces: dict[tuple[int, bool], tuple[Example, Trace]] = field(default_factory=dict)
-    fails_in_both_modes: bool = False
-
-    def run(self, example: Example) -> Attempt:
-        """Run one example: in training mode, in which TrAct acts, else in eval mode.
-
-        In eval mode a forward needs no labels, and takes a batch of one.
-        """
-        trained = None if self.fails_in_both_modes else self._run(example, training=True)
-        if trained and (trained.trace.ended is None or trained.trace.mismatch is not None):
-            return trained
-        attempt = self._run(example, training=False)
-        if attempt.trace.ended is not None:
-            self.fails_in_both_modes = True  # it is not for the mode: first find inputs that fit
-        elif trained is None:
-            trained = self._run(example, training=True)
-            return trained if trained.trace.ended is None else attempt
-        return attempt
+    traces: dict[int, tuple[Example, Trace]] = field(default_factory=dict)
 
     def varied(self, example: Example) -> Attempt:
         """Run on these inputs, and then on other shapes: as failures propose, and usual ones."""
-        first = attempt = self._searched(example)
-        shapes = {tuple(pixels.shape) for pixels in example.pixels}
-        for side in USUAL_SIDES if len(shapes) == 1 and not example.fixed else ():
-            (shape,) = shapes
-            if attempt.trace.ended is None or len(shape) - example.channel_axis < 3:
-                break
-            attempt = self._searched(reshaped(example, (*shape[:-2], side, side)))
-        # The first one's message is about a shape that the model's zoo or layers declare.
-        return attempt if attempt.trace.ended is None else first
+        if example.fixed:
+            return self.run(example)
+        given = tuple(example.pixels[0].shape)
+        sides = USUAL_SIDES if len(given) - example.channel_axis >= 3 else ()
+        failed: list[Attempt] = []
+        for start in (given, *((*given[:-2], side, side) for side in sides)):
+            shape: Shape | None = start
+            search = ShapeSearch(example.channel_axis)
+            while shape is not None:
+                attempt = self.run(reshaped(example, shape))
+                if attempt.trace.ended is None:
+                    return attempt
+                failed.append(attempt)
+                shape = search.next(shape, attempt.trace.mismatch)
+        return failed[0]  # its message is about a shape that the model's zoo or layers declare
 
-    def _searched(self, example: Example) -> Attempt:
-        """Run on these inputs, and then on other shapes of them, as each failure proposes."""
-        search = ShapeSearch()
-        first = attempt = self.run(example)
-        while attempt.trace.ended is not None and not example.fixed:
-            proposed = search.next(attempt.example, attempt.trace.mismatch)
-            if proposed is None:
-                return first
-            attempt = self.run(proposed)
-        return attempt
-
-    def _run(self, example: Example, training: bool) -> Attempt:
-        for module in self.copied.modules():
-            module.training = training
+    def run(self, example: Example) -> Attempt:
+        """Run one example."""
         whole = Trace()
         for call in (example, *example.also):
-            whole.add(self._trace(call, training))
+            key = id(call.kwargs)
+            if key not in self.traces:  # keeps the call too: its id must not be used again
+                self.traces[key] = call, follow_pixels(self.model, self.copied, call)
+            whole.add(self.traces[key][1])
             if whole.ended is not None:
                 break
         return Attempt(self.copied, example, whole)
 
-    def _trace(self, call: Example, training: bool) -> Trace:
-        key = id(call.kwargs) if call.kwargs else id(call), training
-        if key not in self.traces:  # keeps the call too: its id must not be used again
-            self.traces[key] = call, follow_pixels(self.model, self.copied, call)
-        return self.traces[key][1]
+
+def _runners(model: nn.Module) -> Iterator[_Runner]:
+    """Yield what runs the model in training mode, in which TrAct acts, and then in eval mode.
+
+    In eval mode a forward needs no labels, and takes a batch of one. Only if both fail are the
+    user's hooks called.
+    """
+    for user_hooks in (False, True) if has_user_hooks(model) else (False,):
+        copied = meta_copy(model, user_hooks)
+        for training in (True, False):
+            for module in copied.modules():
+                module.training = training
+            yield _Runner(model, copied)
 
 
 def _examples(
     model: nn.Module, example_inputs: Any, pixels: Sequence[str | int] | None
 ) -> Iterator[Example]:
+    proposed = examples_for(model)
     if example_inputs is not None:
         own_names = getattr(zoo_of(model), "PIXELS", None)
-        yield given_example(model, example_inputs, pixels, own_names)
-        return
+        proposed = iter([given_example(model, example_inputs, own_names)])
     unknown: ExampleInputError | None = None
-    for example in examples_for(model):
+    for example in proposed:
         try:
-            yield example if pixels is None else marked(model, example, pixels)
+            yield marked(model, example, pixels)
         except ExampleInputError as error:  # another way to call the model may have them
             unknown = unknown or error
     if unknown:
@@ -161,19 +153,7 @@ def refuse_scripted(model: nn.Module) -> None:
         )
 
 
-def _why(model: nn.Module, failures: list[Trace], error: Exception | None, guess: bool) -> str:
-    name = type(model).__name__
-    looked_up = next((trace.looked_up for trace in failures if trace.looked_up), None)
-    if looked_up:
-        return (
-            f"{name} looks its input up in {looked_up!r}, so it takes indices, not pixels: {ADVICE}"
-        )
-    message = first_line(error) if error else ""
-    inputs = "the inputs guessed for it" if guess else "the example_inputs given"
-    return f"{name} could not be run on {inputs} ({message}): {ADVICE}"
-
-
-USUAL_SIDES = (64, 32, 128, 256, 299, 384, 512)
+USUAL_SIDES = (64, 32, 128, 192, 256, 299, 384, 448, 512)
 """Sides of images, where no failure tells which is wanted: vit-pytorch's MobileViT and ScalableViT
 raise errors of their own, pytorchcv's InceptionV4 is left with an image of no pixels."""
 
@@ -183,56 +163,69 @@ ATTEMPTS = 20
 _USUAL, _LARGEST = 32, 2048
 """Most images' sides are multiples of the first, none is longer than the second."""
 
+_MOST_CHANNELS = 1_000_000
+"""What scales the channels further does not read them."""
+
+Shape = tuple[int, ...]
+
 
 class ShapeSearch:
     """Proposes other shapes of the pixels, from what the last forward wanted."""
 
-    def __init__(self) -> None:
-        self._tried: set[tuple[int, ...]] = set()
+    def __init__(self, channel_axis: int) -> None:
+        self._axis = channel_axis
+        self._tried: set[Shape] = set()
         self._too_small = 0  # sides
-        self._too_large: int | None = None
+        self._too_large = _LARGEST + 1
 
-    def next(self, example: Example, mismatch: Mismatch | None) -> Example | None:
-        """Return the inputs to try after these, None where there is nothing to go by."""
-        shapes = {tuple(pixels.shape) for pixels in example.pixels}
-        if len(shapes) != 1 or len(self._tried) == ATTEMPTS:
-            return None
-        (shape,) = shapes
+    def next(self, shape: Shape, mismatch: Mismatch | None) -> Shape | None:
+        """Return the shape to try after this one, None where there is nothing to go by."""
         self._tried.add(shape)
         if mismatch is not None and not mismatch.of_features:
-            proposed = _other_channels(shape, mismatch, example.channel_axis)
+            proposed = self._other_channels(shape, mismatch)
         else:
-            proposed = self._other_size(shape, mismatch, example.channel_axis)
-        return None if proposed is None or proposed in self._tried else reshaped(example, proposed)
+            proposed = self._other_size(shape, mismatch)
+        done = proposed in self._tried or len(self._tried) == ATTEMPTS
+        return None if done else proposed
 
-    def _other_size(
-        self, shape: tuple[int, ...], mismatch: Mismatch | None, axis: int
-    ) -> tuple[int, ...] | None:
+    def _other_size(self, shape: Shape, mismatch: Mismatch | None) -> Shape | None:
         """Scale the side as the mismatch tells, or halve the sides that are left; round first.
 
         A failure without a mismatch is taken for a kernel larger than what is left of the image.
         """
-        side, space = shape[-1], shape[max(axis + 1, len(shape) - 2) :]
-        if not space or (mismatch is None and self._too_large is None):
+        side, space = shape[-1], shape[max(self._axis + 1, len(shape) - 2) :]
+        if not space or (mismatch is None and self._too_large > _LARGEST):
             return None
         if mismatch is None or mismatch.got < mismatch.wanted:
             self._too_small = side
         else:
             self._too_large = side
-        least, most = self._too_small + 1, (self._too_large or _LARGEST + 1) - 1
-        if least > most:
-            return None
         ratio = mismatch.wanted / mismatch.got if mismatch else 1.0
-        proposed = round(side * ratio ** (1 / len(space)))
-        if not least <= proposed <= most:
-            proposed = (least + most) // 2
-        tidy = round(proposed / _USUAL) * _USUAL
-        proposed = tidy if least <= tidy <= most else proposed
-        # a clip keeps its length, an image or a signal its proportions
-        return (*shape[: -len(space)], *(proposed * length // side for length in space))
+        scaled, middle = side * ratio ** (1 / len(space)), (self._too_small + self._too_large) // 2
+        for new in (round(scaled / _USUAL) * _USUAL, round(scaled), middle):
+            if self._too_small < new < self._too_large:
+                # a clip keeps its length, an image or a signal its proportions
+                return (*shape[: -len(space)], *(new * length // side for length in space))
+        return None
+
+    def _other_channels(self, shape: Shape, mismatch: Mismatch) -> Shape | None:
+        """Scale the channels; or the layer reads the whole image, or its channels are last."""
+        axis = self._axis
+        channels, remainder = divmod(shape[axis] * mismatch.wanted, mismatch.got)
+        if remainder == 0 and 0 < channels <= _MOST_CHANNELS:
+            return (*shape[:axis], channels, *shape[axis + 1 :])
+        if len(shape) - axis != 3:
+            return None
+        if mismatch.got == shape[-1]:
+            return (*shape[:axis], *shape[axis + 1 :], mismatch.wanted)
+        for count in (shape[axis], 3, 1):
+            side = math.isqrt(mismatch.wanted // count)
+            if side * side * count == mismatch.wanted:
+                return (*shape[:axis], count, side, side)
+        return None
 
 
-def reshaped(example: Example, shape: tuple[int, ...]) -> Example:
+def reshaped(example: Example, shape: Shape) -> Example:
     """Return the example with pixels of another shape."""
     new = {id(pixels): pixels.new_empty(shape) for pixels in example.pixels}
     args, kwargs, pixels = tree_map_only(
@@ -241,21 +234,3 @@ def reshaped(example: Example, shape: tuple[int, ...]) -> Example:
         (example.args, dict(example.kwargs), example.pixels),
     )
     return replace(example, args=args, kwargs=kwargs, pixels=pixels)
-
-
-def _other_channels(
-    shape: tuple[int, ...], mismatch: Mismatch, axis: int
-) -> tuple[int, ...] | None:
-    """Scale the channels; or the layer reads the whole image, or its channels are last."""
-    channels, remainder = divmod(shape[axis] * mismatch.wanted, mismatch.got)
-    if remainder == 0 and channels > 0:
-        return (*shape[:axis], channels, *shape[axis + 1 :])
-    if len(shape) - axis != 3:
-        return None
-    if mismatch.got == shape[-1]:
-        return (*shape[:axis], *shape[axis + 1 :], mismatch.wanted)
-    for count in dict.fromkeys((shape[axis], 3, 1)):
-        side = math.isqrt(mismatch.wanted // count)
-        if side * side * count == mismatch.wanted:
-            return (*shape[:axis], count, side, side)
-    return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from types import MethodWrapperType
@@ -16,25 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from tract_hub.locator.draws import own_draws
-from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind
+from tract_hub.locator.graph import NOTHING, Flow, Graph, Kind, LayerCall
 from tract_hub.locator.mismatch import Mismatch, mismatch_of
 from tract_hub.locator.values import MetaAnswers, list_of, tensors_in
 from tract_hub.locator.zoos.examples import Example, inputs_of
 from tract_hub.method.calls import LinearCall, read_call
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One call of a layer that reads something which came from the pixels."""
-
-    call: LinearCall | None  # None where it is no operation that TrAct treats
-    operation: str
-    flow: Flow  # how the pixels reached its input
-    parameters: tuple[str, ...]  # of which its weight is made
-    modules: tuple[nn.Module, ...] = ()  # whose forward was running, outermost first
-    derived: bool = False  # whether the weight is not the parameter itself
-    obstacle: str | None = None  # why it cannot be treated
-    frozen: bool = False  # whether none of its parameters takes a gradient
 
 
 @dataclass
@@ -60,40 +47,44 @@ class Trace:
 def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trace:
     """Run the ``meta_copy`` of a model once and record every layer that the pixels reach."""
     trace = Trace()
-    are_pixels = {id(tensor) for tensor in example.pixels}
-    pixels = {i.name: i.tensor for i in inputs_of(model, example) if id(i.tensor) in are_pixels}
-    leaves = {id(tensor): _leaf(tensor) for tensor in pixels.values()}
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    inputs = {id(tensor): name for *_, name, tensor in inputs_of(model, example)}
+    leaves = {id(tensor): _leaf(tensor) for tensor in example.pixels}
     live = () if copied is model else (*model.parameters(), *model.buffers())
     parameters = dict(copied.named_parameters())  # holds those that scripted modules make up anew
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    running = _Running(copied)
+    pixels = {id(leaf): Flow(Kind.PIXELS, (inputs.get(key, ""),)) for key, leaf in leaves.items()}
+    weights = {id(p): Flow(parameters=frozenset([name])) for name, p in parameters.items()}
     graph = Graph(
-        leaves={id(leaves[id(tensor)]): name for name, tensor in pixels.items()},
-        names=names,
-        trainable=frozenset(names.values()) - frozen,
-        unknown_layer=lambda operation, flow, parameters: trace.layers.append(
-            LayerCall(None, operation, flow, tuple(sorted(parameters)))
-        ),
+        leaves=pixels | weights,
+        trainable=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
+        layers=trace.layers,
     )
     call = copied if example.method == "forward" else attrgetter(example.method)(copied)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), own_draws(copied), running:
+        with torch.inference_mode(False), torch.enable_grad(), own_draws(copied):
             # A forward may write into its input, which autograd allows in a copy of a leaf alone.
-            inputs = {key: leaf.clone() for key, leaf in leaves.items()}
+            copies = {key: leaf.clone() for key, leaf in leaves.items()}
             args, kwargs = tree_map_only(
                 Tensor,
-                lambda tensor: inputs.get(id(tensor), tensor),
+                lambda tensor: copies.get(id(tensor), tensor),
                 (example.args, dict(example.kwargs)),
             )
-            images = {id(inputs[id(t)]) for t in pixels.values() if t.dtype == torch.uint8}
-            with _Layers(trace, graph, running, images), MetaAnswers(live):
+            images = {id(copies[id(t)]) for t in example.pixels if t.dtype == torch.uint8}
+            layers = _Layers(trace, graph, images)
+            with layers.told_by(copied), layers, MetaAnswers(live):
                 output = call(*args, **kwargs)
             for tensor in tensors_in(output):
                 graph.flow(tensor)  # layers that nothing behind them showed
     except Exception as error:  # whatever a model raises on inputs that do not fit
         trace.ended = error
+    trace.layers = [_main_first(layer, parameters) for layer in trace.layers]
     return trace
+
+
+def _main_first(layer: LayerCall, known: Mapping[str, Tensor]) -> LayerCall:
+    """Begin with the parameter that has the weight's shape, or else with the largest."""
+    shape = layer.call.weight.shape if layer.call else None
+    sizes = {name: (known[name].shape == shape, known[name].numel()) for name in layer.parameters}
+    return replace(layer, parameters=tuple(sorted(sizes, key=lambda n: sizes[n], reverse=True)))
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -102,59 +93,41 @@ def _leaf(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, dtype=dtype).requires_grad_()
 
 
-class _Running:
-    """The modules whose forward runs now, outermost first."""
+class _Layers(TorchFunctionMode):
+    """Records the calls of layers, as torch functions with all their arguments."""
 
-    def __init__(self, copied: nn.Module) -> None:
-        self.stack: list[tuple[nn.Module, bool]] = []  # entered in a custom autograd function?
-        self.user_grad = True  # whether the forward itself, no such function, leaves gradients on
-        self._copied = copied
-        self._handles: list[Any] = []
+    def __init__(self, trace: Trace, graph: Graph, byte_images: set[int]) -> None:
+        super().__init__()
+        self.trace = trace
+        self.graph = graph
+        self.byte_images = byte_images  # ``id`` of the inputs that pass for uint8
+        self.cut: dict[int, Tensor] = {}  # made of pixels, and known to autograd no more
+        self.user_grad = True  # whether the forward itself, no autograd function, leaves it on
+        # The modules whose forward runs, outermost first; whether an autograd function calls them.
+        self.running: list[tuple[str, nn.Module, bool]] = []
 
-    def __enter__(self) -> _Running:
-        for module in self._copied.modules():
+    def told_by(self, copied: nn.Module) -> ExitStack:
+        """Have all modules tell when their forward begins and ends, until the context is left."""
+
+        def enter(module: nn.Module, inputs: Any) -> None:
+            self.running.append((names[module], module, self.in_function()))
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self.running and self.running[-1][1] is module:
+                self.running.pop()
+
+        told, names = ExitStack(), {module: name for name, module in copied.named_modules()}
+        for module in names:
             if not isinstance(module, torch.jit.ScriptModule):
-                enter, leave = self._enter, self._leave
-                self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
-                self._handles.append(module.register_forward_hook(leave, always_call=True))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+                told.enter_context(module.register_forward_pre_hook(enter, prepend=True))
+                told.enter_context(module.register_forward_hook(leave, always_call=True))
+        return told
 
     def in_function(self) -> bool:
         """Whether the forward of a custom autograd function runs: it turns gradients off."""
         return self.user_grad and not torch.is_grad_enabled()
 
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        self.stack.append((module, self.in_function()))
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self.stack and self.stack[-1][0] is module:
-            self.stack.pop()
-
-
-class _Layers(TorchFunctionMode):
-    """Records the calls of layers, as torch functions with all their arguments."""
-
-    def __init__(
-        self, trace: Trace, graph: Graph, running: _Running, byte_images: set[int]
-    ) -> None:
-        super().__init__()
-        self.trace = trace
-        self.graph = graph
-        self.running = running
-        self.byte_images = byte_images  # ``id`` of the inputs that pass for uint8
-        self.cut: dict[int, Tensor] = {}  # made of pixels, and known to autograd no more
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         answer = _ANSWERS.get(func)
         if answer is not None:
@@ -164,12 +137,12 @@ class _Layers(TorchFunctionMode):
         call = read_call(func, args, kwargs)
         try:
             after = self._record(call) if call else None
-            output: Any = run_first_step(func, args, kwargs) or self.run(func, args, kwargs)
+            output = self.run(func, args, kwargs)
         except Exception:
             self.trace.mismatch = mismatch_of(func, args, kwargs, self._kind_of)
             raise
         if after is not None:
-            self.graph.put_call(output, after)
+            self.graph.put(output, after)
         else:
             self._note(getattr(func, "__name__", ""), args, kwargs, output)
         return output
@@ -177,7 +150,7 @@ class _Layers(TorchFunctionMode):
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function; keep the graph of what comes from the pixels under ``no_grad`` too."""
         if torch.is_grad_enabled():
-            self.running.user_grad = True
+            self.user_grad = True
             output = func(*args, **kwargs)
         else:
             of_pixels = any(self._kind_of(tensor) for tensor in tensors_in((args, kwargs)))
@@ -196,15 +169,15 @@ class _Layers(TorchFunctionMode):
             return None
         trained = weight.parameters & self.graph.trainable
         if flow.kind is not Kind.FEATURES:
-            self.trace.layers.append(
+            self.graph.layers.append(
                 LayerCall(
                     call=call,
                     operation=call.name,
                     flow=flow,
                     parameters=tuple(sorted(weight.parameters)),
-                    modules=tuple(module for module, _ in self.running.stack),
-                    derived=id(call.weight) not in self.graph.names,
-                    obstacle=self._obstacle(weight),
+                    modules=tuple(name for name, *_ in self.running),
+                    derived=id(call.weight) not in self.graph.leaves,
+                    obstacle=self._obstacle(weight) if self.in_function() else None,
                     frozen=not trained,
                 )
             )
@@ -215,31 +188,31 @@ class _Layers(TorchFunctionMode):
 
     def _obstacle(self, weight: Flow) -> str | None:
         # An autograd function that calls the layer's module, such as a checkpoint, is in order.
-        stack = reversed(self.running.stack)
-        around = (inside for module, inside in stack if self._holds(module, weight))
-        if self.running.in_function() and not next(around, False):
-            return "it is applied in an autograd function with a backward of its own"
-        return None
-
-    def _holds(self, module: nn.Module, weight: Flow) -> bool:
-        held = {self.graph.names.get(id(parameter)) for parameter in module.parameters()}
-        return weight.parameters <= held
+        for _, module, inside in reversed(self.running):
+            held = (self.graph.flow(parameter).parameters for parameter in module.parameters())
+            if inside and weight.parameters <= frozenset[str]().union(*held):
+                return None
+        return "it is applied in an autograd function with a backward of its own"
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Note what the graph does not tell of an operation that is no layer."""
         if name in _STATISTICS:
             self._note_statistic(args, output)
-        if isinstance(output, Tensor):
-            if not output.is_floating_point() and not output.is_complex():
-                self._note_cut(args, output)
-            elif self.cut and name not in _SELECTING:
-                cut = [t for t in tensors_in((args, kwargs)) if id(t) in self.cut]
-                if cut and output.grad_fn is None:
-                    self.cut[id(output)] = output
-                elif cut:
-                    flow = self.graph.flow(output)
-                    if flow.kind is Kind.PIXELS:
-                        self.graph.put(output, replace(flow, kind=Kind.NONLINEAR))
+        if not isinstance(output, Tensor):
+            return
+        discrete = not (output.is_floating_point() or output.is_complex())
+        if not discrete and (not self.cut or name in _SELECTING):
+            return
+        given = list(tensors_in((args, kwargs)))
+        cut = any(id(tensor) in self.cut for tensor in given)
+        if discrete:  # integers and comparisons are no longer affine in the pixels
+            kinds = {self._kind_of(tensor) for tensor in given if tensor.requires_grad}
+            cut = cut or not kinds.isdisjoint((Kind.PIXELS, Kind.NONLINEAR))
+        if cut and output.grad_fn is None:
+            self.cut[id(output)] = output
+        elif cut and self._kind_of(output) is Kind.PIXELS:
+            flow = self.graph.flow(output)
+            self.graph.put(output, replace(flow, kind=Kind.NONLINEAR))
 
     def _note_statistic(self, args: tuple[Any, ...], output: Any) -> None:
         """Mark means, deviations and extremes of whole images: they may standardise the image."""
@@ -250,14 +223,6 @@ class _Layers(TorchFunctionMode):
         for tensor in tensors_in(output):
             if tensor.numel() * area <= args[0].numel():
                 self.graph.put(tensor, replace(self.graph.flow(tensor), statistic=True))
-
-    def _note_cut(self, args: tuple[Any, ...], output: Tensor) -> None:
-        """Mark integers and comparisons made of pixels: they are no longer affine in the pixels."""
-        given = list(tensors_in(args))
-        if any(id(tensor) in self.cut for tensor in given) or any(
-            self._kind_of(t) in (Kind.PIXELS, Kind.NONLINEAR) for t in given if t.requires_grad
-        ):
-            self.cut[id(output)] = output
 
 
 Answer = Callable[[_Layers, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -270,7 +235,7 @@ def _on_cpu(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _set_grad(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    layers.running.user_grad = bool(args[0])
+    layers.user_grad = bool(args[0])
     return func(*args, **kwargs)
 
 
@@ -297,7 +262,7 @@ def _keep_grad(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[s
 def _embedding(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if args[0].is_floating_point():  # torch 2.11 does not say so on meta
         if layers.graph.flow(args[0]).kind is Kind.PIXELS:
-            layers.trace.looked_up = layers.graph.names.get(id(args[1]), "a table")
+            layers.trace.looked_up = next(iter(layers.graph.flow(args[1]).parameters), "a table")
         raise TypeError("embedding takes integers")
     return func(*args, **kwargs)
 
@@ -318,6 +283,20 @@ def _byte(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return layers.run(func, args, kwargs)
 
 
+def _recurrent(layers: _Layers, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a recurrent layer on one step, and repeat its output.
+
+    A step takes about a millisecond even where nothing is computed, and timm's sequencer2d, which
+    scans rows and columns of an image, has thousands of them.
+    """
+    if len(args) != 9:  # eight where the sequences are packed
+        return func(*args, **kwargs)
+    time = int(args[-1])
+    states = tree_map_only(Tensor, lambda state: torch.empty_like(state, device="meta"), args[1])
+    output, *states = func(args[0].narrow(time, 0, 1), states, *args[2:], **kwargs)
+    return (output.repeat_interleave(args[0].shape[time], time), *states)
+
+
 _ANSWERS: dict[Callable[..., Any], Answer] = {
     torch.Tensor.device.__get__: _on_cpu,
     # What torch.no_grad calls; is_grad_enabled does not tell who turned gradients off.
@@ -335,6 +314,7 @@ _ANSWERS: dict[Callable[..., Any], Answer] = {
     F.embedding: _embedding,
     torch.Tensor.to: _byte,
     torch.Tensor.byte: _byte,
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
 }
 
 _STATISTICS = frozenset(
@@ -346,26 +326,3 @@ _SELECTING = frozenset(
     "__getitem__ __setitem__ index_select gather take masked_select index_put index_put_".split()
 )
 """What chooses the elements is not mixed into them."""
-
-_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-
-
-def run_first_step(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, ...] | None:
-    """Run a recurrent layer on one step and repeat its output; None for any other function.
-
-    A step takes about a millisecond even where nothing is computed, and timm's sequencer2d, which
-    scans rows and columns of an image, has thousands of them.
-    """
-    if func not in _RECURRENT or len(args) != 9:  # eight where the sequences are packed
-        return None
-    time = int(args[-1])
-    steps: int = args[0].shape[time]
-    if steps < 1:
-        return None
-    states = tree_map_only(Tensor, lambda state: torch.empty_like(state, device="meta"), args[1])
-    output, *states = func(args[0].narrow(time, 0, 1), states, *args[2:], **kwargs)
-    repeats = [1] * output.dim()
-    repeats[time] = steps
-    return (output.repeat(repeats), *states)

@@ -21,6 +21,8 @@ from tract_hub.locator.meta_copy import SMALL
 
 aten = torch.ops.aten
 
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
 
 class MetaAnswers(TorchDispatchMode):
     """Runs operations on the meta device as soon as one of their tensors is there.
@@ -40,13 +42,7 @@ class MetaAnswers(TorchDispatchMode):
         self._live = {id(tensor): tensor for tensor in live}  # held: an id is used again
         self._generator = torch.Generator().manual_seed(0)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
         if any(id(tensor) in self._live for tensor in given):
@@ -62,18 +58,18 @@ class MetaAnswers(TorchDispatchMode):
         return _answered(func, args, kwargs)
 
     def _without_meta(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run what takes or makes numbers; they stay on the CPU where they are few."""
+        on_meta = {**kwargs, "device": _META}
         if torch.Tag.nondeterministic_seeded in func.tags:
             if any(argument.name == "generator" for argument in func._schema.arguments):
                 kwargs = {**kwargs, "generator": self._generator}
             elif next(tensors_in(args), None) is not None:
                 return func(*tree_map_only(Tensor, _to_meta, args), **kwargs)
             else:
-                return func(*args, **{**kwargs, "device": torch.device("meta")})
-        on_meta = {**kwargs, "device": torch.device("meta")}
+                return func(*args, **on_meta)
         if func.name().partition(".")[0] in _MAKERS:
             made = func(*args, **on_meta)
-            on_cpu = {**kwargs, "device": torch.device("cpu")}
-            return made if made.numel() > SMALL else func(*args, **on_cpu)
+            return made if made.numel() > SMALL else func(*args, **{**kwargs, "device": _CPU})
         elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
         return func(*args, **(on_meta if elsewhere else kwargs))
 
@@ -117,8 +113,8 @@ def list_of(tensor: Tensor) -> Any:
     return torch.full(tensor.shape, _scalar(tensor), dtype=tensor.dtype, device="cpu").tolist()
 
 
-def _nonzero(tensor: Tensor) -> Tensor:
-    return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device="meta")
+def _places(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, device="meta")
 
 
 def _masked_select(tensor: Tensor, mask: Tensor) -> Tensor:
@@ -133,29 +129,18 @@ def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
         if index is None or index.dtype not in (torch.bool, torch.uint8):
             whole.append(index)
         else:
-            whole += [index.new_empty(index.numel(), dtype=torch.int64) for _ in index.shape]
+            whole += [_places(index.numel()) for _ in index.shape]
     return aten.index.Tensor(tensor, whole)  # type: ignore[no-any-return]
 
 
 def _one_value(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Answer ``unique`` as if all elements were equal: values, places and counts."""
-    places = torch.empty(tensor.shape, dtype=torch.int64, device="meta")
-    return tensor.new_empty(1), places, places.new_empty(1)
+    return tensor.new_empty(1), _places(*tensor.shape), _places(1)
 
 
-def _keep_one(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Keep one detection: forwards handle them one by one, so one shows as much as a thousand."""
-    return torch.empty(min(1, scores.numel()), dtype=torch.int64, device="meta")
-
-
-def _grouped_mm(rows: Tensor, experts: Tensor, *_: Any, **__: Any) -> Tensor:
-    """A mixture of experts: on meta, torch takes half precision alone (dots3_note)."""
-    return rows.new_empty((*rows.shape[:-1], experts.shape[-1]))
-
-
-def _to_copy(tensor: Tensor, **kwargs: Any) -> Tensor:
+def _to_copy(tensor: Tensor, **kwargs: Any) -> Any:
     """Keep a tensor without values on the meta device."""
-    return aten._to_copy.default(tensor, **{**kwargs, "device": torch.device("meta")})  # type: ignore[no-any-return]
+    return aten._to_copy.default(tensor, **{**kwargs, "device": _META})
 
 
 def _batch_norm(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,7 +161,8 @@ _ALIKE = frozenset(
 )
 
 _ANSWERS: dict[str, Callable[..., Any]] = {
-    "aten::_grouped_mm": _grouped_mm,
+    # A mixture of experts: on meta, torch takes half precision alone (dots3_note).
+    "aten::_grouped_mm": lambda a, b, *_, **__: a.new_empty((*a.shape[:-1], b.shape[-1])),
     "aten::_local_scalar_dense": _scalar,
     "aten::_to_copy": _to_copy,
     "aten::_unique2": _one_value,
@@ -184,8 +170,9 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
     "aten::masked_select": _masked_select,
     "aten::native_batch_norm": _batch_norm,
     "aten::native_layer_norm": _layer_norm,
-    "aten::nonzero": _nonzero,
-    "torchvision::nms": _keep_one,
+    "aten::nonzero": lambda tensor: _places(tensor.numel(), tensor.dim()),
+    # One detection is kept: forwards handle them one by one, so one shows as much as a thousand.
+    "torchvision::nms": lambda boxes, scores, threshold: _places(min(1, scores.numel())),
 }
 
 _MAKERS = frozenset(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tract_hub.errors import ExampleInputError
 
@@ -41,11 +41,6 @@ def pixel_dtype(model: nn.Module) -> torch.dtype:
     return next(floating, torch.float32)
 
 
-def image_example(model: nn.Module, *shape: int) -> Example:
-    """Pixels of this shape as the only positional input."""
-    return images_example(model, 1, *shape)
-
-
 def images_example(model: nn.Module, count: int, *shape: int) -> Example:
     """Pixels of this shape as each of the first ``count`` positional inputs."""
     pixels = tuple(image(model, *shape) for _ in range(count))
@@ -70,7 +65,7 @@ class Input(NamedTuple):
     """A tensor among the inputs of a forward."""
 
     argument: str
-    position: int  # of the argument; -1 where it was passed by name
+    position: int | None  # of the argument; None where the forward does not name it
     name: str  # the argument, an entry of a list of them, or a key in a mapping
     tensor: Tensor
 
@@ -82,12 +77,13 @@ def inputs_of(model: nn.Module, example: Example) -> list[Input]:
         if parameter.kind is Parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}[{i}]" for i in range(len(example.args) - len(names))]
         names.append(parameter.name)
-    found = []
-    for position, (name, value) in enumerate(zip(names, example.args, strict=False)):
-        found += [Input(name, position, *leaf) for leaf in _leaves(name, value)]
-    for name, value in example.kwargs.items():
-        found += [Input(name, -1, *leaf) for leaf in _leaves(name, value)]
-    return found
+    positions = {name: position for position, name in enumerate(names)}
+    given = [*zip(names, example.args, strict=False), *example.kwargs.items()]
+    return [
+        Input(name, positions.get(name), *leaf)
+        for name, value in given
+        for leaf in _leaves(name, value)
+    ]
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -101,8 +97,16 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _leaves(f"{name}[{i}]", item)
 
 
-def marked(model: nn.Module, example: Example, pixels: Sequence[str | int]) -> Example:
+def marked(model: nn.Module, example: Example, pixels: Sequence[str | int] | None) -> Example:
     """Take the inputs that a user says are pixels for pixels, and no others."""
+    if pixels is None and example.pixels:
+        return example
+    if pixels is None:
+        raise ExampleInputError(
+            f"{type(model).__name__}: example_inputs hold no tensor of pixels (fractional or "
+            "uint8, with two dimensions or more): pass what the model's forward takes, as a "
+            "tensor, a tuple or a dict, and say which of them are pixels with pixels=(…)"
+        )
     inputs = inputs_of(model, example)
     chosen = [i for i in inputs if {i.argument, i.name, i.position} & set(pixels)]
     known = {value for i in inputs for value in (i.argument, i.name, i.position)}
@@ -112,44 +116,30 @@ def marked(model: nn.Module, example: Example, pixels: Sequence[str | int]) -> E
             f"no input is called {', '.join(unknown)}: the tensors that the forward is given are "
             f"{', '.join(i.name for i in inputs)}; name some of them in pixels=(…)"
         )
-    return replace(example, pixels=tuple(i.tensor for i in chosen))
+    return replace(example, pixels=tuple(i.tensor for i in chosen), skipped=())
 
 
-def given_example(
-    model: nn.Module,
-    inputs: Any,
-    pixels: Sequence[str | int] | None = None,
-    own_names: Pattern[str] | None = None,
-) -> Example:
+def given_example(model: nn.Module, inputs: Any, own_names: Pattern[str] | None) -> Example:
     """Read a user's ``example_inputs``: a tensor, a tuple of them, or a mapping of named inputs.
 
     ``own_names`` are what the model's zoo calls inputs that are pixels.
     """
-    name = type(model).__name__
-    given = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+    given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if any(leaf.layout != torch.strided for leaf in given):
         raise ExampleInputError(
-            f"{name}: example_inputs hold a sparse or nested tensor, which cannot be followed: "
-            "pass dense ones of the same shapes, or name the layers with stems=[…]"
+            f"{type(model).__name__}: example_inputs hold a sparse or nested tensor, which cannot "
+            "be followed: pass dense ones of the same shapes, or name the layers with stems=[…]"
         )
     inputs = tree_map_only(Tensor, _shape_only, inputs)
     parameters = signature(model.forward).parameters
     anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
     if isinstance(inputs, Mapping) and (anything or parameters.keys() >= inputs.keys()):
-        example = Example(kwargs=inputs)
+        example = Example(kwargs=inputs, fixed=True)
     else:  # also one dict that is passed as such, as NaFlex models take it
         args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        example = Example(args=args)
-    if pixels is not None:
-        return marked(model, example, pixels)
+        example = Example(args=args, fixed=True)
     candidates = [i for i in inputs_of(model, example) if _may_be_pixels(i.tensor)]
     images = _images_among(candidates, own_names)
-    if not images:
-        raise ExampleInputError(
-            f"{name}: example_inputs hold no tensor of pixels (fractional or uint8, with two "
-            "dimensions or more): pass what the model's forward takes, as a tensor, a tuple or a "
-            "dict, and say which of them are pixels with pixels=(…)"
-        )
     skipped = tuple(i.name for i in candidates if i not in images)
     return replace(example, pixels=tuple(i.tensor for i in images), skipped=skipped)
 

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 _OF_IMAGES = re.compile("vision|image|visual|video|backbone|encoder|vlm|vit|thinker|detector")
 _OF_OTHERS = re.compile("text|audio|speech|decoder|talker|prompt|qformer|mask|generation")
 
 
+def _setting(names: str, default: int) -> Any:
+    """A number that a config may have under one of these names."""
+    return field(default=default, metadata={"setting": (names, default)})
+
+
 @dataclass(frozen=True)
 class ImageSizes:
     """Sizes of the images, videos, patches and spectrograms that a model takes."""
 
-    channels: int
     height: int
     width: int
-    patch: int  # side of a square patch
-    frames: int
-    frames_per_patch: int
-    merge: int  # side of the squares of patches that become one token
-    tiles: int  # images that one image is cut into
-    mels: int  # frequencies of a spectrogram
-    sound: int  # its steps in time
+    channels: int = _setting("num_channels in_channels in_chans", 3)
+    patch: int = _setting("patch_size", 16)  # side of a square patch
+    frames: int = _setting("num_frames frames_per_clip", 8)
+    frames_per_patch: int = _setting("tubelet_size temporal_patch_size patch_temporal", 1)
+    # side of the squares of patches that become one token
+    merge: int = _setting("spatial_merge_size merge_kernel_size merge_size pooling_kernel_size", 1)
+    tiles: int = _setting("max_num_tiles", 1)  # images that one image is cut into
+    mels: int = _setting("num_mel_bins feature_size", 80)  # frequencies of a spectrogram
+    positions: int = _setting("max_source_positions", 512)  # of two steps in time of it
     clips: int = 1  # grids of patches, one after another in time, that a video has
 
     @property
@@ -54,6 +60,9 @@ class ImageSizes:
         return self.channels * self.frames_per_patch * self.patch**2
 
 
+_SETTINGS = [field for field in fields(ImageSizes) if field.metadata]
+
+
 class Settings:
     """Looks settings up in a config and in those nested in it, of images before all others."""
 
@@ -80,23 +89,12 @@ class Settings:
         ratios = self.get("scaled_images_ratios")  # the smallest copy of an image is one patch
         if ratios:
             height = width = int(self.number("patch_size", 384) / min(ratios))
-        patch, windows = self.number("patch_size", 16), self.number("num_windows", 1)
+        sizes = {f.name: self.number(*f.metadata["setting"]) for f in _SETTINGS}
+        windows = self.number("num_windows", 1)
         if windows > 1:  # RF-DETR's own image, of 37 patches, is not made of its windows
-            height -= height % (patch * windows)
-            width -= width % (patch * windows)
-        merge = "spatial_merge_size merge_kernel_size merge_size pooling_kernel_size"
-        return ImageSizes(
-            channels=self.number("num_channels in_channels in_chans", 3),
-            height=height,
-            width=width,
-            patch=patch,
-            frames=self.number("num_frames frames_per_clip", 8),
-            frames_per_patch=self.number("tubelet_size temporal_patch_size patch_temporal", 1),
-            merge=self.number(merge, 1),
-            tiles=self.number("max_num_tiles", 1),
-            mels=self.number("num_mel_bins feature_size", 80),
-            sound=2 * self.number("max_source_positions", 512),
-        )
+            height -= height % (sizes["patch"] * windows)
+            width -= width % (sizes["patch"] * windows)
+        return ImageSizes(height, width, **sizes)
 
 
 def _nested(config: Any) -> Iterator[Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,73 +28,44 @@ LENGTH = 16
 """Tokens of a text: short, for some models take no more."""
 
 
-_CUBES = "cubes, channels last"
-
 LAYOUTS: Mapping[str, Callable[[ImageSizes], tuple[int, ...]]] = {
     "image": lambda s: (1, s.channels, s.height, s.width),
-    "half image": lambda s: (1, s.channels, s.height // 2, s.width),
     "frames": lambda s: (1, s.frames, s.channels, s.height, s.width),
-    "channels before frames": lambda s: (1, s.channels, s.frames, s.height, s.width),
-    "pair": lambda s: (1, 2, s.channels, s.height, s.width),
     "one of several": lambda s: (1, 1, s.channels, s.height, s.width),
-    "one camera of several": lambda s: (1, 1, s.channels, s.height, s.width),
-    "several videos": lambda s: (1, 1, s.frames, s.channels, s.height, s.width),
+    "pair": lambda s: (1, 2, s.channels, s.height, s.width),
     "tiles": lambda s: (1, 1, s.tiles, s.channels, s.height, s.width),
-    _CUBES: lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
     "patches": lambda s: (s.patches, s.patch_features),
-    "padded patches": lambda s: (1, s.patches, s.patch_features),
-    "patches of one image": lambda s: (1, s.patches_of_image, s.patch_features),
-    "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
     "square patches": lambda s: (s.patches, s.channels, s.patch, s.patch),
-    "padded square patches": lambda s: (1, s.patches, s.channels, s.patch, s.patch),
-    "cube patches": lambda s: (s.patches, s.channels, s.frames_per_patch, s.patch, s.patch),
-    "strip of patches": lambda s: (1, s.channels, s.patch, s.patches * s.patch),
+    "padded patches": lambda s: (1, s.patches, s.patch_features),
     "merged patches": lambda s: (s.tokens, s.merge * s.patch, s.merge * s.patch, s.channels),
+    "padded merged patches": lambda s: (1, s.patches, s.patch_features * s.merge**2),
+    "patches of one image": lambda s: (1, s.patches_of_image, s.patch_features),
+    "cubes, channels last": lambda s: (1, s.frames_per_patch, s.patch, s.patch, s.channels),
+    "one camera of several": lambda s: (1, 1, s.channels, s.height, s.width),
+    "half image": lambda s: (1, s.channels, s.height // 2, s.width),
+    "strip of patches": lambda s: (1, s.channels, s.patch, s.patches * s.patch),
     "placed patches": lambda s: (1, s.patches, 2 + s.patch_features),
     "pair of surroundings": lambda s: (1, 2, s.channels * 3**2, s.height, s.width),
-    "mel × time": lambda s: (1, s.mels, s.sound),
-    "time × mel": lambda s: (1, s.sound, s.mels),
-    "one channel of time × mel": lambda s: (1, 1, s.sound, s.mels),
+    "mel × time": lambda s: (1, s.mels, 2 * s.positions),
+    "time × mel": lambda s: (1, 2 * s.positions, s.mels),
+    "one channel of time × mel": lambda s: (1, 1, 2 * s.positions, s.mels),
     "wave": lambda s: (1, 16_000),
     "one channel of a wave": lambda s: (1, 1, 16_000),
 }
-"""Name of a layout → the shape of pixels of these sizes."""
+"""Name of a layout → the shape of pixels of these sizes, the likeliest first."""
 
-_PACKED = (
-    "patches",
-    "square patches",
-    "padded square patches",
-    "cube patches",
-    "padded patches",
-    "merged patches",
-)
-
-_IMAGES = (
+_HINTS = (
     ("input_features", ("mel × time", "time × mel", "one channel of time × mel")),
     ("input_values", ("time × mel", "wave", "one channel of a wave")),
-    ("flattened_patches", ("placed patches", "image")),
+    ("flattened_patches", ("placed patches",)),
+    ("prompt_pixel_values", ("half image",)),
     ("token_pooling", ("patches of one image",)),
-    ("grid", (*_PACKED, "image")),
-    ("target_sizes", ("strip of patches", "image")),
-    ("spatial_shapes", ("padded patches", "image")),
-    ("pixel_position_ids", ("padded patches", "padded merged patches", "image")),
-    ("image_position_ids", ("padded patches", "padded merged patches", "image")),
-    ("image_patches", ("padded patches",)),
-    ("prompt_pixel_values", ("half image", "image")),
-    ("pixel_attention_mask", ("one of several", "image", "one camera of several")),
-    ("inputs", ("image", "pair of surroundings")),
+    ("target_sizes", ("strip of patches",)),
+    ("grid", ("patches", "square patches")),
+    ("grid|spatial_shapes|position_ids", ("padded patches", "padded merged patches")),
+    ("pixel_attention_mask", ("one of several",)),
 )
-"""Part of a parameter's name → the layouts that it hints at."""
-
-_USUAL = ("image", "frames", "one of several", "pair", "channels before frames", "tiles")
-_VIDEOS = (
-    "frames",
-    "channels before frames",
-    "several videos",
-    "padded patches",
-    "padded merged patches",
-    "patches of one image",
-)
+"""Pattern of a parameter's name → the layouts that it hints at."""
 
 
 @dataclass(frozen=True)
@@ -103,45 +74,27 @@ class Situation:
 
     sizes: ImageSizes
     settings: Settings
-    layout: str  # key in ``LAYOUTS`` of images
-    video_layout: str  # and of videos
+    layout: str  # key in ``LAYOUTS``
     dtype: torch.dtype  # of pixels
 
 
-def layout_pairs(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield layouts of images and of videos that fit a forward's inputs, the likeliest first."""
-    names = list(names)
-    hints = " ".join(names)
-    others = (*_USUAL, "padded patches", "patches", "merged patches", _CUBES)
-    images = next((layouts for part, layouts in _IMAGES if part in hints), others)
-    if any("video" in name and "pixel" in name for name in names):
-        packed = any("grid" in name or "target_sizes" in name for name in names)
-        yield from zip(images, images, strict=True) if packed else product(images, _VIDEOS)
-    else:
-        yield from ((layout, "frames") for layout in images)
+def layouts_for(names: Iterable[str]) -> list[str]:
+    """List the layouts that the names of a forward's inputs hint at, and then all others."""
+    text = " ".join(names)
+    hinted = [layouts for pattern, layouts in _HINTS if re.search(pattern, text)]
+    return list(dict.fromkeys([*chain(*hinted), *LAYOUTS]))
 
 
-def make_inputs(
-    names: Iterable[str], situation: Situation
-) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """Make an input for each name that is known; return them, and those that are pixels.
-
-    Sound is only followed where there are no pixels.
-    """
-    names = list(names)
-    kwargs: dict[str, Any] = {}
-    pixels: list[Tensor] = []
-    seen = any(PIXELS.fullmatch(name) for name in names)
-    for name in names:
-        if any(kind.fullmatch(name) for kind in (PIXELS, UNNAMED_PIXELS, SPECTROGRAMS)):
-            layout = situation.video_layout if "video" in name else situation.layout
-            shape = LAYOUTS[layout](_sizes_for(name, situation))
-            kwargs[name] = torch.empty(shape, dtype=situation.dtype, device="meta")
-            if not (seen and SPECTROGRAMS.fullmatch(name)):
-                pixels.append(kwargs[name])
-        elif maker := maker_of(name):
-            kwargs[name] = maker(situation)
-    return kwargs, tuple(pixels)
+def make_input(name: str, situation: Situation) -> Any:
+    """Make the input of this name; pixels and sound in the layout of the situation."""
+    maker = maker_of(name)
+    if maker:
+        return maker(situation)
+    layout = situation.layout
+    if "video" in name and not re.search("patches|frames|cubes", layout):
+        layout = "frames"
+    shape = LAYOUTS[layout](_sizes_for(name, situation))
+    return torch.empty(shape, dtype=situation.dtype, device="meta")
 
 
 def maker_of(name: str) -> Callable[[Situation], Any] | None:
@@ -231,7 +184,7 @@ MAKERS: Mapping[str, Callable[[Situation], Any]] = {
     "aspect_ratio_ids": lambda s: _ones(1, 1),
     "aspect_ratio_mask": lambda s: _ones(1, 1, s.sizes.tiles),
     "image_embeds_position_mask": lambda s: _words(s).bool(),
-    "input_features_mask": lambda s: _ones(1, s.sizes.sound),
+    "input_features_mask": lambda s: _ones(1, 2 * s.sizes.positions),
 }
 """Names of parameters of a forward → what makes them; of several that fit, the first counts."""
 

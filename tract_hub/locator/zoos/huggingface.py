@@ -6,23 +6,16 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
 from tract_hub.errors import ExampleInputError
+from tract_hub.locator.zoos import hf_inputs
 from tract_hub.locator.zoos.examples import Example, pixel_dtype
 from tract_hub.locator.zoos.hf_config import ImageSizes, Settings
-from tract_hub.locator.zoos.hf_inputs import (
-    NOT_AT_FIRST,
-    PIXELS,
-    SPECTROGRAMS,
-    UNNAMED_PIXELS,
-    Situation,
-    layout_pairs,
-    make_inputs,
-    maker_of,
-)
+from tract_hub.locator.zoos.hf_inputs import PIXELS, SPECTROGRAMS, UNNAMED_PIXELS
 
 PARTS = ("get_image_features", "get_video_features")
 """Methods that read the pixels of a model whose forward needs more than can be guessed."""
@@ -38,33 +31,15 @@ def takes_pixels(cls: Any) -> bool:
 
 def examples(model: nn.Module) -> Iterator[Example]:
     """Yield example inputs for a Transformers model, the likeliest first."""
-    names, required = _parameters(model.forward)
-    pixels = _pixel_names(model, names)
-    yield from _parts(model, set(pixels))
-    sound = any(SPECTROGRAMS.fullmatch(name) for name in pixels)
-    # What can be made, and no sound where there are pixels:
-    made = [n for n in names if maker_of(n) and (sound or "features" not in n)]
-    known = [n for n in names if n in pixels or n in made]
-    for choice in _choices(known, pixels, required):
-        yield from _calls(model, choice)
-    if heard := [n for n in names if SPECTROGRAMS.fullmatch(n) and n not in pixels]:
-        yield from _calls(model, [*known, *heard])
-    yield from _models_inside(model, set(pixels))
+    pixels = _pixel_names(model)
+    yield from _methods(model, pixels)
+    yield from _calls(model, "forward", pixels)
+    yield from _models_inside(model, pixels)
     yield from _embeddings(model, pixels)
-    images = {n for n in pixels if "video" not in n}
-    if images != set(pixels):  # what reads its images reads its videos too (PerceptionLM)
-        yield from _parts(model, images)
+    images = {name for name in pixels if "video" not in name}
+    if images != pixels:  # what reads its images reads its videos too (PerceptionLM)
+        yield from _methods(model, images)
         yield from _models_inside(model, images)
-
-
-def _choices(known: Names, pixels: Names, required: set[str]) -> Iterator[Names]:
-    """Yield names of inputs to give together: the usual ones, more of them, the fewest."""
-    usual = [n for n in known if n not in NOT_AT_FIRST or n in required]
-    fewest = [n for n in known if n in required or n in pixels]
-    masked = [n for n in known if n in usual or n == "bool_masked_pos"]
-    for i, choice in enumerate(choices := [usual, masked, known, fewest]):
-        if choice not in choices[:i]:
-            yield choice
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[Names, set[str]]:
@@ -77,17 +52,22 @@ def _parameters(function: Callable[..., Any]) -> tuple[Names, set[str]]:
     return list(named), {name for name, p in named.items() if p.default is p.empty}
 
 
+def _inputs_of_method(model: nn.Module, name: str) -> Names:
+    return _parameters(getattr(model, name))[0] if hasattr(model, name) else []
+
+
 def _pixels_of(names: Iterable[str]) -> Names:
     return [name for name in names if PIXELS.fullmatch(name)]
 
 
-def _pixel_names(model: nn.Module, names: Names) -> Names:
-    if any(_pixels_of(_parameters(getattr(model, part, _nothing))[0]) for part in PARTS):
-        return _pixels_of(names)
-    for pattern in (PIXELS, SPECTROGRAMS, UNNAMED_PIXELS):
-        found = [name for name in names if pattern.fullmatch(name)]
-        if found:
-            return found
+def _pixel_names(model: nn.Module) -> set[str]:
+    names, _ = _parameters(model.forward)
+    of_methods = [name for part in PARTS for name in _inputs_of_method(model, part)]
+    found = _pixels_of(names) or _pixels_of(of_methods)
+    for pattern in (SPECTROGRAMS, UNNAMED_PIXELS):
+        found = found or [name for name in names if pattern.fullmatch(name)]
+    if found:
+        return set(found)
     raise ExampleInputError(
         f"{type(model).__name__} takes no pixels: its forward's inputs are "
         f"{', '.join(names[:6])}, …; if some of them hold pixels, pass example_inputs={{…}} with "
@@ -95,18 +75,27 @@ def _pixel_names(model: nn.Module, names: Names) -> Names:
     )
 
 
-def _nothing() -> None:
-    """Stand in for a method that a model does not have."""
+def _calls(model: nn.Module, path: str, pixels: set[str]) -> Iterator[Example]:
+    """Yield calls of a model's method, or of a module inside, in every layout of the pixels.
 
-
-def _calls(model: nn.Module, names: Names, method: str = "forward") -> Iterator[Example]:
-    """Yield calls with these inputs, in every layout of the pixels that their names allow."""
+    They are given the usual inputs that can be made, then all of them, the fewest, and at last
+    sound beside the pixels.
+    """
+    part = attrgetter(path)(model)
+    names, required = _parameters(part.forward if isinstance(part, nn.Module) else part)
+    heard = [n for n in names if n in pixels or hf_inputs.maker_of(n) or SPECTROGRAMS.fullmatch(n)]
+    silent = [n for n in heard if n in pixels or not n.startswith(("input_f", "input_v"))]
+    usual = [n for n in silent if n not in hf_inputs.NOT_AT_FIRST or n in required]
+    masked = [n for n in silent if n in usual or n == "bool_masked_pos"]  # FlavaForPreTraining
+    fewest = [n for n in silent if n in required or n in pixels]
     settings = Settings(getattr(model, "config", None))
     sizes, dtype = _sizes(model, settings), pixel_dtype(model)
-    for layout, video_layout in layout_pairs(names):
-        situation = Situation(sizes, settings, layout, video_layout, dtype)
-        kwargs, pixels = make_inputs(names, situation)
-        yield Example(kwargs=kwargs, pixels=pixels, method=method, fixed=True)
+    for choice in dict.fromkeys(map(tuple, (usual, masked, silent, fewest, heard))):
+        for layout in hf_inputs.layouts_for(choice):
+            situation = hf_inputs.Situation(sizes, settings, layout, dtype)
+            kwargs = {name: hf_inputs.make_input(name, situation) for name in choice}
+            read = tuple(kwargs[name] for name in choice if name in pixels)
+            yield Example(kwargs=kwargs, pixels=read, method=path, fixed=True)
 
 
 def _sizes(model: nn.Module, settings: Settings) -> ImageSizes:
@@ -119,37 +108,36 @@ def _sizes(model: nn.Module, settings: Settings) -> ImageSizes:
     return sizes
 
 
-def _parts(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
+def _methods(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of the methods that together read all pixels, if there are such methods."""
-    calls: list[list[Example]] = []
-    for method in PARTS:
-        names, _ = _parameters(getattr(model, method, _nothing))
-        read = pixels.intersection(names) if pixels else set(_pixels_of(names))
+    calls = []
+    for part in PARTS:
+        read = pixels.intersection(_inputs_of_method(model, part))
         if read:
-            known = [n for n in names if n in read or maker_of(n)]
-            few = [n for n in known if n not in NOT_AT_FIRST]
-            calls.append([*_calls(model, few, method), *_calls(model, known, method)])
-            pixels = pixels - read
+            calls.append(list(_calls(model, part, read)))
+        pixels = pixels - read
     if calls and not pixels:
-        for first, *others in product(*calls):
-            yield replace(first, also=tuple(others))
+        yield from _together(calls)
 
 
 def _models_inside(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of the models inside that take all the pixels under the same names."""
     inside = dict(_outermost_inside(model))
     taken = {name for tower in inside.values() for name in _parameters(tower.forward)[0]}
-    if not inside or not pixels <= taken:
-        return
-    calls = [
-        [_below(path, example) for example in examples(tower)] for path, tower in inside.items()
-    ]
+    if inside and pixels <= taken:
+        yield from _together(
+            [_below(path, example) for example in examples(tower)] for path, tower in inside.items()
+        )
+
+
+def _together(calls: Iterable[list[Example]]) -> Iterator[Example]:
+    """Yield one call of each list, in every combination."""
     for first, *others in product(*calls):
         further = [call for other in others for call in (other, *other.also)]
         yield replace(first, also=(*first.also, *further))
 
 
-def _embeddings(model: nn.Module, pixels: Names) -> Iterator[Example]:
+def _embeddings(model: nn.Module, pixels: set[str]) -> Iterator[Example]:
     """Yield calls of the module that Transformers' own interface says embeds the pixels."""
     try:
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
@@ -157,8 +145,7 @@ def _embeddings(model: nn.Module, pixels: Names) -> Iterator[Example]:
         return
     for path, module in model.named_modules():
         if module is embeddings and not isinstance(module, nn.Embedding):
-            names, _ = _parameters(module.forward)
-            yield from _calls(model, [n for n in names if n in pixels], path)
+            yield from _calls(model, path, pixels)
 
 
 def _outermost_inside(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

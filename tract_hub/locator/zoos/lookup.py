@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -24,10 +25,10 @@ def zoo_of(model: nn.Module) -> Any:
     return None
 
 
-def declared_stems(model: nn.Module) -> set[str] | None:
-    """Return the weights that a model's zoo records as its first; None where it keeps no record."""
+def declared_stems(model: nn.Module) -> set[str]:
+    """Return the weights that a model's zoo records as its first; none where it keeps no record."""
     declare = getattr(zoo_of(model), "declared_stems", None)
-    return None if declare is None else declare(model)
+    return declare(model) if declare else set()
 
 
 def examples_for(model: nn.Module) -> Iterator[Example]:
@@ -36,15 +37,10 @@ def examples_for(model: nn.Module) -> Iterator[Example]:
     if zoo:
         yield from zoo.examples(model)
         return
-    for example in _examples_of_model_inside(model):
-        yield images_example(model, plain.required_inputs(model), *example.pixels[0].shape)
-        yield example
+    inside = (m for m in model.modules() if zoo_of(m) and ".models." in f"{type(m).__module__}.")
+    for module in islice(inside, 1):
+        for example in zoo_of(module).examples(module):
+            count = plain.required_inputs(model)
+            yield images_example(model, count, *example.pixels[0].shape)
+            yield example
     yield from plain.examples(model)
-
-
-def _examples_of_model_inside(model: nn.Module) -> Iterator[Example]:
-    for module in model.modules():
-        zoo = zoo_of(module)
-        if module is not model and zoo and ".models." in f"{type(module).__module__}.":
-            yield from zoo.examples(module)
-            return

@@ -9,21 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from tract_hub.locator.zoos.examples import Example, declared_size, image, image_example
+from tract_hub.locator.zoos.examples import Example, declared_size, image, images_example
 
 
 def examples(model: nn.Module) -> Iterator[Example]:
-    """Yield example inputs for a timm model: the size it was built for, then its configured one.
+    """Yield example inputs for a timm model, of the size that it was built for.
 
     The configuration is the pretrained model's and outdated where the size or the channels were
-    overridden; other channels are found by trying.
+    overridden; others are found by trying.
     """
     channels, height, width = _configuration(model).get("input_size", (3, 224, 224))
     channels = getattr(model, "in_chans", None) or channels
-    built_for = declared_size(model) or (height, width)
+    size = declared_size(model) or (height, width)
     further = tuple(_patches_of_another_size(model))
-    for size in dict.fromkeys((built_for, (height, width))):
-        yield replace(image_example(model, 2, channels, *size), also=further)
+    yield replace(images_example(model, 1, 2, channels, *size), also=further)
 
 
 def _patches_of_another_size(model: nn.Module) -> Iterator[Example]:
