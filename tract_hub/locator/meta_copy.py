@@ -81,8 +81,6 @@ class _Copier:
                 attributes[name] = self._value(value)
         if "_old_forward" in attributes:  # accelerate's, which moves weights to a device
             attributes["forward"] = attributes["_old_forward"]
-        if attributes.get("forward", self) is None:  # TrAct was on, and nothing below it
-            del attributes["forward"]
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, _ATOMS):
@@ -90,7 +88,7 @@ class _Copier:
         if id(value) in self.memo:
             return self.memo[id(value)]
         if getattr(value, "tract_hub_forward", False):
-            return self._value(value.ordinary)
+            return self._value(getattr(value, "__wrapped__", None))  # what it stands for
         if isinstance(value, nn.Parameter):
             return self.memo.setdefault(id(value), _on_meta(value))
         scripted = isinstance(value, torch.jit.ScriptModule)
@@ -100,6 +98,9 @@ class _Copier:
             return new
         if isinstance(value, FunctionType):
             return self._function(value)
+        if isinstance(value, partial):
+            keywords = {name: self._value(each) for name, each in value.keywords.items()}
+            return partial(self._value(value.func), *map(self._value, value.args), **keywords)
         if type(value) in (dict, OrderedDict):
             items: dict[Any, Any] = type(value)()
             self.memo[id(value)] = items
@@ -137,7 +138,8 @@ class _Copier:
                 content = original.cell_contents
             except ValueError:  # an empty cell
                 continue
-            ours = isinstance(content, (FunctionType, MethodType, nn.Module))
+            ours = isinstance(content, (FunctionType, MethodType, partial, nn.Module))
+            ours = ours or getattr(content, "tract_hub_forward", False)
             cell.cell_contents = self._value(content) if ours else content
         return new
 

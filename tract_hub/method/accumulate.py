@@ -26,7 +26,7 @@ from torch.optim.optimizer import (
 from tract_hub.config import Settings
 from tract_hub.errors import TractError
 from tract_hub.method.calls import LinearCall
-from tract_hub.method.correct import Moment, divide
+from tract_hub.method.correct import Moment, divide, has_no_values
 from tract_hub.method.gram import (
     count_rows,
     gram_matrix,
@@ -76,6 +76,8 @@ class Accumulator:
 
     def add(self, call: LinearCall, operands: torch.dtype | None) -> None:
         """Add the rows of one call, in its backward."""
+        if has_no_values(call.input):
+            return
         self._refuse_unfinished_step()
         if self._was_discarded():
             self.clear()
@@ -118,7 +120,7 @@ class Accumulator:
         gradient = parameter.grad
         if gradient is None and _is_of_deepspeed(parameter):
             gradient = importlib.import_module("deepspeed.utils").safe_get_full_grad(parameter)
-        if gradient is not None:
+        if gradient is not None and not has_no_values(gradient):
             sums = packed[:-1].view(groups, features, features)
             eps = self.eps or torch.finfo(packed.dtype).eps
             moment = Moment(sums, rows.clamp_min(1), features, eps)

@@ -254,6 +254,11 @@ def _trace(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
 
 
+def has_no_values(tensor: Tensor) -> bool:
+    """Whether a tensor only has a shape: of the meta device, or one of torch's fake tensors."""
+    return tensor.is_meta or type(tensor).__name__ == "FakeTensor"
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func runs. It has no public way to ask."""
     functorch = torch._C._functorch
@@ -313,6 +318,8 @@ def corrected(
 ) -> Tensor:
     """Return the corrected gradient of a call's weight, eager or in a compiled graph.
 
+    A model on the meta device, or run to estimate memory, has no values: its gradient has a shape.
+
     Args:
         gradient: ∇W; δ where ``dual``.
         call: the call; of its weight, only the shape is read.
@@ -323,7 +330,7 @@ def corrected(
         observe: is shown the mean square of the input, in eager code.
 
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or has_no_values(call.input):
         relative = settings.damping == "relative"
         size, geometry = list(call.weight.shape), _flattened(call.convolution)
         result: Tensor = torch.ops.tract_hub.weight_gradient(

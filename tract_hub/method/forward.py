@@ -9,7 +9,9 @@ operation whose weight is the stem's parameter, or was computed from it, the wei
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
+import inspect
 import operator
 import types
 import warnings
@@ -493,18 +495,28 @@ class _ReadCalls(TorchFunctionMode):
 
 def stand_ins(module: nn.Module) -> Iterator[StandIn]:
     """Yield what stands for methods of one module, outermost first; also below others' wrappers."""
-    for value in list(module.__dict__.values()):
-        while value is not None:
-            value = getattr(value, "__func__", value)
-            if isinstance(value, StandIn):
-                yield value
-                value = value.ordinary
-            else:
-                value = (
-                    value.__dict__.get("__wrapped__")
-                    if callable(value) and hasattr(value, "__dict__")
-                    else None
-                )
+    rest = list(module.__dict__.values())
+    seen: set[int] = set()
+    while rest:
+        value = getattr(rest[0], "__func__", rest[0])
+        rest[:1] = [] if id(value) in seen else _wrapped(value)
+        if isinstance(value, StandIn) and id(value) not in seen:
+            yield value
+        seen.add(id(value))
+
+
+def _wrapped(value: Any) -> list[Any]:
+    """Return what a wrapper of a method may call: what it names, its function, its closure."""
+    if isinstance(value, StandIn):
+        return [value.ordinary]
+    found = (
+        [value.__dict__["__wrapped__"]] if "__wrapped__" in getattr(value, "__dict__", ()) else []
+    )
+    if isinstance(value, functools.partial):
+        found.append(value.func)
+    elif isinstance(value, types.FunctionType):
+        found += inspect.getclosurevars(value).nonlocals.values()
+    return [each for each in found if callable(each) and not isinstance(each, nn.Module)]
 
 
 def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumulator) -> Tensor:

@@ -126,7 +126,9 @@ GATES = tuple(f"{gate.__name__}Backward" for gate in (WeightGate, EagerWeightGat
 def use_of(call: LinearCall, settings: Settings, observe: Observer | None) -> Use:
     """Note what a backward has to know of a call."""
     kind = call.input.device.type
-    casts = call.input.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    # The meta device has no autocast to ask for.
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    casts = casts and call.input.dtype != torch.float64
     operands = torch.get_autocast_dtype(kind) if casts else None
     free = kind == "cpu" and not torch.compiler.is_compiling() and not in_transform()
     return Use(call.convolution, settings, operands, observe if free else None)
