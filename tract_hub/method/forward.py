@@ -498,25 +498,26 @@ def stand_ins(module: nn.Module) -> Iterator[StandIn]:
     rest = list(module.__dict__.values())
     seen: set[int] = set()
     while rest:
-        value = getattr(rest[0], "__func__", rest[0])
-        rest[:1] = [] if id(value) in seen else _wrapped(value)
-        if isinstance(value, StandIn) and id(value) not in seen:
-            yield value
-        seen.add(id(value))
+        value = rest.pop(0)
+        value = getattr(value, "__func__", value)
+        if callable(value) and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, StandIn):
+                yield value
+            rest = [*_wrapped(value), *rest]
 
 
 def _wrapped(value: Any) -> list[Any]:
     """Return what a wrapper of a method may call: what it names, its function, its closure."""
     if isinstance(value, StandIn):
         return [value.ordinary]
-    found = (
-        [value.__dict__["__wrapped__"]] if "__wrapped__" in getattr(value, "__dict__", ()) else []
-    )
+    found = [value.__dict__.get("__wrapped__")] if hasattr(value, "__dict__") else []
     if isinstance(value, functools.partial):
         found.append(value.func)
-    elif isinstance(value, types.FunctionType):
+    # A compiler cannot look into closures; it asks for stand-ins that are at their place alone.
+    elif isinstance(value, types.FunctionType) and not torch.compiler.is_compiling():
         found += inspect.getclosurevars(value).nonlocals.values()
-    return [each for each in found if callable(each) and not isinstance(each, nn.Module)]
+    return [each for each in found if not isinstance(each, nn.Module)]
 
 
 def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumulator) -> Tensor:
