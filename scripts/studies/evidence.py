@@ -24,7 +24,7 @@ SHORT = "--max-train 10000 --epochs 5"
 GRID = "--lr 0.1 0.2 0.4"
 FEW = f"{SHORT} --grid-seeds 1 --seeds 4"
 VIT = "--lr 0.001 0.002 --grid-seeds 1 --seeds 3"
-PATCH8 = f"--recipe small-vit --model-arg patch_size=8 --epochs 12 {VIT}"
+PATCH8 = f"--recipe small-vit --model-arg patch_size=8 --max-train 25000 --epochs 12 {VIT}"
 STUDIES = {
     "length": (
         "How many epochs does TrAct save?",
@@ -45,7 +45,7 @@ STUDIES = {
     ),
     "no-norm": (
         "A CNN without batch normalisation behind its first layer",
-        f"{RESNET.replace('resnet18', 'resnet18-bare')} --lr 0.05 0.1 0.2 {FEW}",
+        f"{RESNET.replace('resnet18', 'resnet18-bare')} --lr 0.1 0.2 0.4 0.8 {FEW}",
     ),
     "vit-patch8": ("A small ViT, patches of 8 × 8", PATCH8),
     "vit-no-warmup": ("The same without warm-up", f"{PATCH8} --warmup 0"),
