@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections import Counter, defaultdict
 from pathlib import Path
 
+import pandas as pd
+
+from tract_hub.studies import table
 from tract_hub.studies.machine import versions
 
 ROOT = Path(__file__).parent.parent
@@ -41,10 +43,8 @@ def main() -> int:
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         cases = list(ElementTree.parse(report).iter("testcase"))
     found = versions(PACKAGES)
-    lines = [HEAD, "| package | version |", "|---|---|"]
-    lines += [f"| {name} | {found.get(name, 'not installed')} |" for name in PACKAGES]
-    lines += ["", "| situation | passed | skipped | failed |", "|---|--:|--:|--:|"]
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    packages = [(name, found.get(name, "not installed")) for name in PACKAGES]
+    rows = []
     for case in cases:
         kinds = {child.tag for child in case}
         failed = kinds & {"failure", "error"}
@@ -52,12 +52,13 @@ def main() -> int:
         # A library's test is told by its library, any other by its own sentence.
         name, _, library = case.get("name", "").removesuffix("]").partition("[")
         situation = name.removeprefix("test_").replace("_", " ")
-        counts[library if name == "test_a_library" else situation][outcome] += 1
-    lines += [
-        f"| {name} | {count['passed']} | {count['skipped']} | {count['failed']} |"
-        for name, count in counts.items()
-    ]
-    (ROOT / "docs" / "field.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows.append((library if name == "test_a_library" else situation, outcome))
+    situations = pd.DataFrame(rows, columns=["situation", "outcome"])
+    counts = situations.groupby("situation", sort=False)["outcome"].value_counts().unstack()
+    counts = counts.reindex(columns=["passed", "skipped", "failed"]).fillna(0).astype(int)
+    text = table.markdown(pd.DataFrame(packages, columns=["package", "version"]))
+    text = f"{HEAD}\n{text}\n{table.markdown(counts.reset_index())}"
+    (ROOT / "docs" / "field.md").write_text(text, encoding="utf-8")
     return code
 
 

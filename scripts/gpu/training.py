@@ -100,7 +100,7 @@ def tables(settings: Compare, smoke: bool) -> Iterator[str]:
     facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     lengths = (SMOKE_LENGTHS if smoke else LENGTHS)[TRACT]  # ordinary training's are among them
     rates = dict.fromkeys(lengths, settings.lr[0])
-    study = Study(facts["metric"], table.unpack_labels(facts["test_labels"]), rates)
+    study = Study(facts["metric"], table.unpack(facts["test_labels"]), rates)
     found = outcomes(rows, study, [(TRACT.name, n) for n in reversed(lengths)])
     yield f"## {facts['study']}\n\n"
     yield "".join(f"{one.sentence}\n\n" for one in found)

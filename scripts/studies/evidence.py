@@ -51,7 +51,7 @@ STUDIES = {
     "vit-no-warmup": ("The same without warm-up", f"{PATCH8} --warmup 0"),
     "conv-vit": (
         "A small ViT with a convolutional stem",
-        f"--recipe conv-vit --max-train 25000 --epochs 6 {VIT}",
+        f"--recipe conv-vit --max-train 10000 --epochs 6 {VIT}",
     ),
     "vit-patch4": (
         "A small ViT, patches of 4 × 4",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -118,13 +118,10 @@ def _resumed(partial: Path) -> dict[str, Record]:
 
 def counts(records: Iterable[Record]) -> pd.DataFrame:
     """Count the results, a line a kind of model: default, or the variant in its brackets."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        variant = record["name"].partition("[")[2].rstrip("]") or "default"
-        found[variant][record["result"]] += 1
-    return pd.DataFrame(
-        [{"models": kind, **{r: str(row[r]) for r in RESULTS}} for kind, row in found.items()]
-    )
+    kinds = [(r["name"].partition("[")[2].rstrip("]") or "default", r["result"]) for r in records]
+    frame = pd.DataFrame(kinds, columns=["models", "result"])
+    found = frame.groupby("models", sort=False)["result"].value_counts().unstack()
+    return found.reindex(columns=[*RESULTS]).fillna(0).astype(int).reset_index()
 
 
 def markdown(zoo: str, date: str, records: list[Record]) -> str:

@@ -248,7 +248,7 @@ def write(
             "case": result["case"],
             "batch": str(result["batch"]),
             "ordinary step": f"{1000 * result['seconds']:.4g} ms",
-            **{name: _added(result, name) for name in columns},
+            **{name: added(result[name]) if name in result else "cannot run" for name in columns},
             "turns": str(result["turns"]),
         }
         for result in results
@@ -268,9 +268,3 @@ def write(
     content = {"machine": machine(), "cases": results}
     table.write_atomically(settings.out / "bench.json", json.dumps(content, indent=1) + "\n")
     return text
-
-
-def _added(result: dict[str, Any], name: str) -> str:
-    if name not in result:
-        return "cannot run" if name in result["errors"] else "—"
-    return added(result[name])

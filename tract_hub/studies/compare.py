@@ -66,13 +66,6 @@ def say(*lines: str) -> None:
     print(*lines, sep="\n", flush=True)
 
 
-def in_time(seconds: float) -> str:
-    """Return a length of time in words: ``"40 s"``, ``"3 min"``, ``"2.5 h"``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class Progress:
     """Epochs that are done, of all: a bar on a terminal, a line an epoch elsewhere."""
 
@@ -92,7 +85,7 @@ class Progress:
         self.bar.update()
         if self.shown and self.bar.disable:
             each = (time.perf_counter() - self.began) / self.done
-            left = in_time(each * max(0, self.total - self.done))
+            left = tqdm.format_interval(each * max(0, self.total - self.done))
             say(f"{text} ({self.done} of {self.total}, {left} left)")
 
 
@@ -238,7 +231,7 @@ def estimate(
     steps = (len(data.train) + len(data.test) / 3) / experiment.settings.batch_size
     costs = [f"{arm} {cost:.3f}" for arm, cost in step_ratios.items() if arm.startswith("TrAct")]
     shown = f"; over an ordinary one: {', '.join(costs)}" if costs else ""
-    about = f"about {in_time(epochs * steps * step)} for {epochs} epochs"
+    about = f"about {tqdm.format_interval(epochs * steps * step)} for {epochs} epochs"
     return f"  step {1000 * step:.0f} ms{shown}\n  {about}\n"
 
 

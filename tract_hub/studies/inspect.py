@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from typing import Any
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 import tract_hub
 from tract_hub.errors import TractWarning
@@ -17,8 +17,6 @@ from tract_hub.method.calls import LinearCall
 from tract_hub.method.gram import count_rows
 from tract_hub.studies.models import build_model, build_without_weights
 from tract_hub.studies.settings import Inspect
-
-FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP")
 
 
 def inspect(settings: Inspect) -> None:
@@ -31,9 +29,10 @@ def inspect(settings: Inspect) -> None:
     shapes = ", ".join("×".join(map(str, shape[1:])) for shape in found["inputs"])
     print(f"First layers of {settings.model}, input {shapes}")
     for layer in found["first_layers"]:
+        flops, share = tqdm.format_sizeof(layer["flops"]), 100 * layer["share"]
         print(
-            f"\n{layer['description']}\n  TrAct adds at most {in_units(layer['flops'])} to a "
-            f"training step of {settings.batch_size} inputs: {100 * layer['share']:.2g} %"
+            f"\n{layer['description']}\n  TrAct adds at most {flops}FLOP to a training step of "
+            f"{settings.batch_size} inputs: {share:.2g} %"
         )
     for warning in found["warnings"]:
         print(f"\nWarning: {warning}")
@@ -94,9 +93,3 @@ def added_flops(call: LinearCall, inputs: float) -> float:
     groups, n, m = call.groups, call.in_features, outputs / call.groups
     k = min(rows, n)
     return groups * (rows * n * k + k**3 / 3 + 2 * n * k * m)
-
-
-def in_units(count: float) -> str:
-    """Write a number of operations: ``"1.23 GFLOP"``."""
-    thousands = min(len(FLOPS) - 1, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**thousands:.3g} {FLOPS[thousands]}"

@@ -62,15 +62,12 @@ def pack(array: npt.NDArray[Any]) -> str:
     return base64.b85encode(zlib.compress(numbers.tobytes(), 9)).decode()
 
 
-def unpack(text: str, count: int) -> npt.NDArray[np.bool_]:
-    """Return so many booleans that :func:`pack` was given."""
-    data = np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint8)
-    return np.unpackbits(data, count=count).astype(np.bool_)
-
-
-def unpack_labels(text: str) -> npt.NDArray[np.uint16]:
-    """Return the labels that :func:`pack` was given."""
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint16)
+def unpack(text: str, bits: int | None = None) -> npt.NDArray[Any]:
+    """Return so many booleans, or the labels, that :func:`pack` was given."""
+    data = zlib.decompress(base64.b85decode(text))
+    if bits is None:
+        return np.frombuffer(data, dtype=np.uint16)
+    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=bits).astype(np.bool_)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

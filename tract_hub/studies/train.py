@@ -257,11 +257,12 @@ def train(
     training: Training,
     folder: Path,
     after: Callable[[dict[str, Any]], bool | None],
+    save_every: int = 1,
 ) -> bool:
     """Train a run, from where it was interrupted; append its rows; return whether it is done.
 
     ``after`` is called with each epoch's row, and returns whether to stop there, to go on another
-    time. A run that is killed loses the epoch that it was in.
+    time. A run that is killed loses the epochs after the last that was saved.
     """
     experiment, run = training.experiment, training.run
     state, main = folder / "state" / f"{run.slug}.pt", experiment.accelerator.is_main_process
@@ -290,7 +291,7 @@ def train(
                 table.append(folder / "runs.jsonl", row)
             stop = bool(after(row))
         done = last
-        if main and done < run.epochs:
+        if main and done < run.epochs and (stop or done % save_every == 0):
             training.save(state, done)
         if stop or done == run.epochs:
             break
