@@ -17,6 +17,8 @@ from tract_hub.locator.named import named_stems
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.method.accumulate import finish_step
 from tract_hub.method.forward import (
+    COMPUTED,
+    DATA_PARALLEL,
     OPACUS,
     ModelForward,
     ScriptedTwin,
@@ -255,16 +257,10 @@ def _is_below(name: str, above: str) -> bool:
 def _refuse(model: nn.Module, stems: Sequence[Stem], scope: Scope) -> None:
     """Refuse what would not be treated exactly, before anything is changed."""
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
-        raise UnsupportedStemError(
-            "torch.nn.DataParallel copies a model without its forward: train with "
-            "torch.nn.parallel.DistributedDataParallel"
-        )
+        raise UnsupportedStemError(DATA_PARALLEL)
     derived = next((stem.weight_name for stem in stems if stem.derived), None)
     if scope == "global" and derived:
-        raise UnsupportedStemError(
-            f"scope='global' corrects the gradient of a parameter, and {derived!r} is computed "
-            "from others (standardised or parametrized): pass scope='local'"
-        )
+        raise UnsupportedStemError(COMPUTED.format(derived))
 
 
 def _attach(

@@ -292,8 +292,7 @@ class StemForward(StandIn):
         if call.input.device != call.weight.device:
             raise TractError(
                 f"{self.weight_name!r} is on {call.weight.device}, its input on "
-                f"{call.input.device}: torch.nn.DataParallel copies a model without its forward; "
-                "train with torch.nn.parallel.DistributedDataParallel"
+                f"{call.input.device}: {DATA_PARALLEL}"
             )
         if torch.compiler.is_compiling() and in_transform():
             raise TractError(
@@ -525,10 +524,7 @@ def _accumulate(weight: Tensor, call: LinearCall, use: Use, accumulator: Accumul
     if in_transform():
         raise TractError("scope='global' knows no torch.func transforms: pass scope='local'")
     if not call.weight.is_leaf:
-        raise TractError(
-            f"scope='global' corrects the gradient of a parameter, and {accumulator.weight_name!r} "
-            "is computed from others (standardised, parametrized or flattened): pass scope='local'"
-        )
+        raise TractError(COMPUTED.format(accumulator.weight_name))
     accumulator.transposed = call.name == "matmul"
     join(accumulator)
     gated: Tensor = AccumulatorGate.apply(weight, call.input.detach(), use, accumulator)
@@ -590,6 +586,16 @@ _warn_of_replacement._dynamo_marked_constant = True  # type: ignore[attr-defined
 OPACUS = (
     "Opacus steps with the gradient of each image, and TrAct corrects that of the batch: call "
     "tract_hub.disable(model) before it makes the model private"
+)
+
+DATA_PARALLEL = (
+    "torch.nn.DataParallel copies a model without its forward: train with "
+    "torch.nn.parallel.DistributedDataParallel"
+)
+
+COMPUTED = (
+    "scope='global' corrects the gradient of a parameter, and {0!r} is computed from others "
+    "(standardised, parametrized or flattened): pass scope='local'"
 )
 
 _NOT_COMPILED = (
