@@ -127,7 +127,7 @@ def use_of(call: LinearCall, settings: Settings, observe: Observer | None) -> Us
     """Note what a backward has to know of a call."""
     kind = call.input.device.type
     # The meta device has no autocast to ask for.
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    casts = kind != "meta" and torch.is_autocast_enabled(kind)
     casts = casts and call.input.dtype != torch.float64
     operands = torch.get_autocast_dtype(kind) if casts else None
     free = kind == "cpu" and not torch.compiler.is_compiling() and not in_transform()
