@@ -371,7 +371,7 @@ class Ordinary:
     tract_hub_forward = True
 
     def __init__(self, ordinary):
-        self.ordinary = ordinary
+        self.__wrapped__ = ordinary
 
     def __call__(self, *args):
         raise AssertionError("not for tracing")
@@ -380,7 +380,7 @@ class Ordinary:
 def test_a_model_that_tract_is_on_is_followed_as_the_ordinary_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     conv = model[0]
-    model.__dict__["forward"] = Ordinary(None)
+    model.__dict__["forward"] = Ordinary(model.forward)
     conv.__dict__["forward"] = Ordinary(lambda x: nn.Conv2d.forward(conv, 2 * x))
     (stem,) = tract_hub.locate(model)
     assert (stem.weight_name, stem.path) == ("0.weight", ("mul",))
