@@ -123,6 +123,20 @@ def test_a_widened_layer_is_followed(x: Tensor) -> None:
     assert_followed(got, model, x)
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_weight_that_torch_swaps_for_another_is_followed(scope: str, x: Tensor) -> None:
+    """As ``.to`` and ``load_state_dict`` do where weights are DTensors or torchao's."""
+    model = tract_hub.enable(Net(), scope=scope)
+    for _ in range(2):
+        weight = model.conv.weight
+        torch.utils.swap_tensors(weight, nn.Parameter(weight.detach() * 2))
+        model.zero_grad()
+        model(x).square().sum().backward()
+        tract_hub.finish(model)
+    got = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert_followed(got, model, x)
+
+
 def test_parametrized_after_enable_is_refused_by_global_scope_in_one_sentence(x: Tensor) -> None:
     model = tract_hub.enable(Net(), scope="global")
     parametrizations.weight_norm(model.conv)

@@ -189,12 +189,22 @@ class Transposed(nn.Module):
         return self.up(x).mean() + self.conv(x).mean()
 
 
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, dtype=torch.cfloat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.to(torch.cfloat)).abs()
+
+
 @pytest.mark.parametrize(
     ("cls", "error", "message"),
     [
         (Squashed, tract_hub.StemNotFoundError, r"Squashed.*'conv.weight'.*sigmoid.*stems="),
         (Looked, tract_hub.StemNotFoundError, r"Looked.*stems="),
         (Transposed, tract_hub.UnsupportedStemError, r"Transposed.*'up.weight'.*stems="),
+        (Complex, tract_hub.UnsupportedStemError, r"Complex.*'conv.weight'.*real weights"),
     ],
 )
 def test_what_cannot_be_exact_is_refused_and_left_alone(cls, error, message: str) -> None:
@@ -203,6 +213,11 @@ def test_what_cannot_be_exact_is_refused_and_left_alone(cls, error, message: str
     with pytest.raises(error, match=message):
         tract_hub.enable(model)
     assert snapshot(model) == before
+
+
+def test_a_complex_layer_that_is_named_is_refused() -> None:
+    with pytest.raises(tract_hub.UnsupportedStemError, match=r"'conv' is complex.*real"):
+        tract_hub.enable(Complex(), stems=["conv"])
 
 
 def test_stems_can_be_named_by_layer_or_by_weight() -> None:

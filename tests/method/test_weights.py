@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import tract_hub
-from tests.oracle import closed_form, conv_rows, relative_error
+from tests.oracle import closed_form, conv_rows, corrected_gradients, relative_error
 
 
 class LowRank(nn.Module):
@@ -241,6 +242,33 @@ def test_a_wholly_checkpointed_model_counts_each_row_once(case, reentrant: bool)
     model, x, expected = case
     checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
     assert relative_error(model[0].weight.grad, expected) < 1e-11
+
+
+def few_rows() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 2)).double()
+    return model, torch.randn(4, 3, 8, 8).double()
+
+
+def test_a_selective_checkpoint_may_keep_the_output_of_a_stem_of_few_rows() -> None:
+    model, x = few_rows()
+    expected = corrected_gradients(model, lambda: model(x).square().sum())
+    kept = [torch.ops.aten.convolution.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, kept)
+    tract_hub.enable(model).zero_grad()
+    output = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
+    output.square().sum().backward()
+    assert relative_error(model[0].weight.grad, expected["0.weight"]) < 1e-11
+
+
+def test_a_batch_of_gradients_of_few_rows_is_each_corrected() -> None:
+    model, x = few_rows()
+    weight, output = model[0].weight, tract_hub.enable(model)(x)
+    ways = torch.eye(output.numel()).double().view(-1, *output.shape)
+    (batch,) = torch.autograd.grad(output, weight, ways, retain_graph=True, is_grads_batched=True)
+    for way, got in zip(ways, batch, strict=True):
+        (expected,) = torch.autograd.grad(output, weight, way, retain_graph=True)
+        assert relative_error(got, expected) < 1e-11
 
 
 def test_a_stem_can_be_frozen_and_unfrozen(case) -> None:

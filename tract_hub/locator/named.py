@@ -69,6 +69,8 @@ def _stem_of(name: str, module: nn.Module) -> Stem:
             f"{name!r} is a {type(module).__name__}: TrAct treats Conv1d, Conv2d, Conv3d, Linear "
             "and their subclasses; leave stems out to have the first layers found"
         )
+    if any(parameter.is_complex() for parameter in module.parameters()):
+        raise UnsupportedStemError(f"{name!r} is complex, and TrAct treats real weights")
     # Not by module.weight: a spectral norm would step on being read.
     if isinstance(module, nn.Linear):
         features = module.in_features

@@ -177,7 +177,7 @@ class _Layers(TorchFunctionMode):
                     parameters=tuple(sorted(weight.parameters)),
                     modules=tuple(name for name, *_ in self.running),
                     derived=id(call.weight) not in self.graph.leaves,
-                    obstacle=self._obstacle(weight) if self.in_function() else None,
+                    obstacle=self._obstacle(weight, call),
                     frozen=not trained,
                 )
             )
@@ -186,7 +186,11 @@ class _Layers(TorchFunctionMode):
             return replace(flow, kind=Kind.FEATURES)
         return None  # a constant: the graph tells
 
-    def _obstacle(self, weight: Flow) -> str | None:
+    def _obstacle(self, weight: Flow, call: LinearCall) -> str | None:
+        if call.weight.is_complex():
+            return "it is complex, and TrAct treats real weights"
+        if not self.in_function():
+            return None
         # An autograd function that calls the layer's module, such as a checkpoint, is in order.
         for _, module, inside in reversed(self.running):
             held = (self.graph.flow(parameter).parameters for parameter in module.parameters())

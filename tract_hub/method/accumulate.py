@@ -66,7 +66,7 @@ class Accumulator:
         self.eps = 0.0
         self.transposed = False  # whether the weight is (n, out), as that of a matmul
         self._seen = -1  # the version of .grad that the last backward left
-        self._at_rest: weakref.ref[nn.Parameter] | None = None
+        self._at_rest = 0  # ``id``: no weakly referenced tensor can be swapped, see ``_watch``
         self._weight_version = 0  # of the weight when the first rows of the step were added
 
     @property
@@ -94,7 +94,7 @@ class Accumulator:
 
     def note_parameter(self) -> None:
         """Remember the parameter outside of forward and backward: the one an optimizer holds."""
-        self._at_rest = weakref.ref(self.parameter)
+        self._at_rest = id(self.parameter)
 
     def note_gradient(self, parameter: Tensor) -> None:
         """Remember the gradient that a backward left; a hook of the parameter."""
@@ -136,7 +136,7 @@ class Accumulator:
     def _refuse_unfinished_step(self) -> None:
         """Tell an optimizer that is not torch's, as fastai's, and has made a step without rows."""
         parameter = self.parameter
-        if self._at_rest is None or self._at_rest() is not parameter:
+        if self._at_rest != id(parameter):
             return
         if self.rows and parameter._version != self._weight_version:
             self.clear()
@@ -153,7 +153,7 @@ class Accumulator:
         parameter = self.parameter
         if self.rows == 0 or self._seen < 0:
             return False
-        if self._at_rest is None or self._at_rest() is not parameter:
+        if self._at_rest != id(parameter):
             return False  # FSDP2 keeps the gradient elsewhere
         if _is_of_deepspeed(parameter):
             return False  # and so does ZeRO

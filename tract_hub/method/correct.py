@@ -198,7 +198,7 @@ def dual_gradient(
         if call.convolution is not None and delta.dim() == len(call.convolution.kernel) + 2:
             delta = delta.movedim(0, 1)  # (out, batch, *output), as X has its rows
         channels_last = call.convolution is None
-        delta = delta.reshape(rows, -1) if channels_last else delta.flatten(1).T
+        delta = delta.reshape(rows, -1) if channels_last else delta.reshape(len(delta), -1).T
         delta = delta.reshape(rows, groups, -1).transpose(0, 1)
         moment = moment_of(call, settings, x=x)
         if observe is not None:

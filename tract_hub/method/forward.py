@@ -203,7 +203,7 @@ class StemForward(StandIn):
         super().detach()
         if self.accumulator is not None:
             leave(self.accumulator)
-        for _, hook in self._watched.values():
+        for hook in self._watched.values():
             hook.remove()
         self._watched.clear()
 
@@ -330,14 +330,16 @@ class StemForward(StandIn):
         if self.first is not None:
             return
         for weight in self.weights() if weights is None else weights:
+            # A hook's own reference tells whether its tensor lives; with one to the tensor itself,
+            # torch.utils.swap_tensors would refuse it (what FSDP2 and torchao convert weights by).
             watched = self._watched.get(id(weight))
-            if watched is not None and watched[0]() is weight:
+            if watched is not None and watched.hooks_dict_ref() is not None:
                 continue
             if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.is_leaf:
                 # Weakly: autograd holds the hook where Python's collector does not see it.
                 stem = weakref.ref(self)
                 hook = weight.register_post_accumulate_grad_hook(lambda p, s=stem: _arrived(s(), p))
-                self._watched[id(weight)] = weakref.ref(weight), hook
+                self._watched[id(weight)] = hook
 
     def arrived(self, parameter: Tensor) -> None:
         """Look at a gradient that has just arrived in the parameter's ``.grad``."""
@@ -357,7 +359,7 @@ class StemForward(StandIn):
         self.used = False
         self._last = ""  # "applied", "bypassed", or nothing yet, see _note
         self._warned: set[str] = set()
-        self._watched: dict[int, tuple[Any, Any]] = {}
+        self._watched: dict[int, Any] = {}
         self._accumulator: Accumulator | None = None
         if self.settings.scope == "global":  # not as a decorator: it imports the whole compiler
             self._accumulate: Any = torch.compiler.disable(_accumulate, reason=_NOT_COMPILED)

@@ -83,11 +83,10 @@ class OutputGate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, weight: Tensor, input: Tensor, use: Use) -> Tensor:
-        """Return the output itself, not a view: the next layer may write into it."""
+        """Return the output, in a way that the next layer may write into it."""
         ctx.save_for_backward(input)
         ctx.use, ctx.shape, ctx.dtype = use, weight.shape, weight.dtype
-        ctx.mark_dirty(output)
-        return output
+        return output.detach()  # not mark_dirty: a checkpoint may keep the output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
