@@ -125,6 +125,7 @@ def test_other_channels(name, channels) -> None:
         ("swin_tiny_patch4_window7_224", {"img_size": 448}),
         ("gcvit_xxtiny", {"img_size": 192}),  # keeps its size nowhere
         ("efficientformerv2_s0", {"img_size": 192}),
+        ("efficientformerv2_s0", {"img_size": 288}),  # no usual size: its own reshape tells
     ],
 )
 def test_other_sizes(name, options) -> None:

@@ -43,9 +43,13 @@ def _sizes(
     if func in (Tensor.view, Tensor.reshape, torch.reshape):
         shape = args[1] if len(args) == 2 and isinstance(args[1], Sequence) else args[1:]
         is_told = len(shape) > 1 and all(type(size) is int for size in shape)
-        if not (is_told and min(shape[1:]) > 0 and given.dim()):
+        if not (is_told and given.dim()):
             return None
-        return math.prod(shape[1:]), given.numel() // max(1, given.shape[0])
+        if min(shape[1:]) > 0:
+            return math.prod(shape[1:]), given.numel() // max(1, given.shape[0])
+        # EfficientFormerV2's view(batch, heads, -1, places), of another size than its published one
+        places = math.prod(shape[list(shape).index(-1) + 1 :]) if -1 in shape else 0
+        return (places, given.shape[2:].numel()) if given.dim() == 4 and places > 1 else None
     if own is None:
         return None
     call = read_call(func, args, kwargs)
