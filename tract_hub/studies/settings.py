@@ -267,8 +267,8 @@ class Bench:
     """Models to measure; else all for the device. A wrong name lists them."""
     device: str = "cpu"
     """cpu, cuda:1 …"""
-    budget: float = 20.0
-    """Seconds of a case's turns; at least 3 turns are taken, and their number is told."""
+    budget: float = 30.0
+    """Seconds of a case; where its least number of turns, 3, needs more, a line says so."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast's."""
     channels_last: bool = False

@@ -23,6 +23,7 @@ def take_turns(
     device: torch.device,
     budget: float = math.inf,
     most: int = MOST_TURNS,
+    after_turn: Callable[[float], object] = lambda seconds: None,
 ) -> list[Turn]:
     """Time steps until a budget in seconds is spent, or for so many turns.
 
@@ -33,6 +34,7 @@ def take_turns(
     while len(turns) < most:
         order = list(steps) if len(turns) % 2 == 0 else list(steps)[::-1]
         turns.append({name: seconds(steps[name], device) for name in order})
+        after_turn(sum(turns[-1].values()))
         with_another = (time.perf_counter() - began) * (1 + 1 / len(turns))
         if len(turns) >= LEAST_TURNS and with_another > budget:
             break
