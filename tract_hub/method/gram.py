@@ -229,7 +229,7 @@ def _products_of_lines(images: Tensor, convolution: Convolution) -> Tensor:
     a slice of the volume.
 
     Args:
-        images: (batch, channels, *space), padded.
+        images: (batch, channels, *space), padded, and with as many rows more as the kernel has.
         convolution: its geometry, of one group, without dilation in the first dimension.
 
     Returns:
@@ -238,9 +238,9 @@ def _products_of_lines(images: Tensor, convolution: Convolution) -> Tensor:
 
     """
     height, stride = convolution.kernel[0], convolution.stride[0]
-    lines = (images.shape[2] - height) // stride + 1
+    lines = (images.shape[2] - 2 * height) // stride + 1
     count = stride * (lines - 1) + height  # image rows that a window reads
-    view = F.pad(images, (0, 0) * (images.dim() - 3) + (0, height))
+    view = images
     for index, (kernel, step, dilation) in enumerate(_geometry(convolution)[1:], start=3):
         view = view.unfold(index, dilation * (kernel - 1) + 1, step)[..., ::dilation]
     spatial = images.dim() - 2
@@ -288,6 +288,7 @@ def _parts(call: LinearCall, by_lines: bool, dtype: torch.dtype) -> Iterator[Ten
     height, stride = convolution.kernel[0], convolution.stride[0]
     lines, *others = output_size(convolution, tuple(images.shape[2:]))
     line = call.in_features * convolution.groups * math.prod(others)
+    below = height if by_lines else 0  # see ``_products_of_lines``; their values do not count
     if by_lines:
         line = line * min(stride, height) // height  # image rows are unfolded once, not each window
     together = max(1, limit // (line * lines))
@@ -297,10 +298,10 @@ def _parts(call: LinearCall, by_lines: bool, dtype: torch.dtype) -> Iterator[Ten
             together -= together % HALF_ALIGNMENT
     step = min(lines, max(1, limit // line))
     for some in images.split(together):
-        padded = _padded(some.to(dtype), convolution)
+        padded = _padded(some.to(dtype), convolution, below)
         for first in range(0, lines, step):
             last = min(first + step, lines) - 1
-            reach = convolution.dilation[0] * (height - 1) + 1
+            reach = convolution.dilation[0] * (height - 1) + 1 + below
             yield padded[:, :, stride * first : stride * last + reach]
 
 
@@ -322,8 +323,10 @@ def _geometry(convolution: Convolution) -> list[tuple[int, int, int]]:
     return list(zip(convolution.kernel, convolution.stride, convolution.dilation, strict=True))
 
 
-def _padded(images: Tensor, convolution: Convolution) -> Tensor:
-    return _pad(images, [size for pair in reversed(convolution.padding) for size in pair])
+def _padded(images: Tensor, convolution: Convolution, below: int = 0) -> Tensor:
+    """Pad as the convolution does, and by so many rows more."""
+    *sizes, last = (size for pair in reversed(convolution.padding) for size in pair)
+    return _pad(images, [*sizes, last + below])
 
 
 def _pad(tensor: Tensor, sizes: list[int]) -> Tensor:

@@ -263,7 +263,7 @@ def write(
         {
             "case": result["case"],
             "batch": str(result["batch"]),
-            "ordinary step": f"{1000 * result['seconds']:.4g} ms",
+            "ordinary step": f"{1000 * result['seconds']:,.1f} ms",
             **{name: added(result[name]) if name in result else "cannot run" for name in columns},
             "turns": str(result["turns"]),
         }
