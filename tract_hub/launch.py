@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 from unittest.mock import patch
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -163,8 +163,9 @@ class ScriptWatch:
         self.left: dict[str, str] = {}
         self._others: set[str] = set()
         self._training_of: WeakKeyDictionary[nn.Module, Training] = WeakKeyDictionary()
-        # What optimizers were made with: ZeRO puts shards in the place of parameters later.
-        self._made_with: WeakKeyDictionary[Optimizer, list[ref[Tensor]]] = WeakKeyDictionary()
+        # The `id` of what optimizers were made with: ZeRO puts shards in the place of parameters
+        # later, and torch.utils.swap_tensors refuses tensors with weak references.
+        self._made_with: WeakKeyDictionary[Optimizer, set[int]] = WeakKeyDictionary()
         self._waiting: WeakSet[Optimizer] = WeakSet()  # for their first step
         self._seen: WeakSet[nn.Module] = WeakSet()
 
@@ -182,7 +183,7 @@ class ScriptWatch:
         @functools.wraps(init)
         def noted_init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
             init(optimizer, *args, **kwargs)
-            self._made_with[optimizer] = [ref(parameter) for parameter in _parameters(optimizer)]
+            self._made_with[optimizer] = set(map(id, _parameters(optimizer)))
             self._waiting.add(optimizer)
             nn.Module.__call__ = watched_call  # type: ignore[method-assign]
 
@@ -227,7 +228,7 @@ class ScriptWatch:
         held = self._held_by(optimizer)
         for model, training in self._training_of.items():
             forwards = [forward for _, forward in stem_forwards(model)]
-            if any(weight in held for forward in forwards for weight in forward.weights()):
+            if any(id(weight) in held for forward in forwards for weight in forward.weights()):
                 training.steps += 1
                 training.used += any(forward.used for forward in forwards)
                 for forward in forwards:
@@ -239,7 +240,7 @@ class ScriptWatch:
         """Enable TrAct on a module that is called, if it is a model that is trained on images."""
         held = {optimizer: self._held_by(optimizer) for optimizer in self._made_with}
         in_optimizers = set().union(*held.values())
-        trained = {p for p in root.parameters() if p.requires_grad and p in in_optimizers}
+        trained = {p for p in root.parameters() if p.requires_grad and id(p) in in_optimizers}
         if not trained or root in self._seen or not torch.is_grad_enabled():
             return
         tensors = _floating_tensors((args, kwargs))
@@ -247,7 +248,8 @@ class ScriptWatch:
             return  # token ids, or features that another model made
         model = unwrap(root)[0]
         name, part = type(model).__name__, self._part_of(model)
-        trains_another = any(trained.isdisjoint(held[optimizer]) for optimizer in self._waiting)
+        ids = set(map(id, trained))
+        trains_another = any(ids.isdisjoint(held[optimizer]) for optimizer in self._waiting)
         if part is None:
             self._others.add(name)
         elif not model.training:
@@ -289,10 +291,9 @@ class ScriptWatch:
         training.models += 1
         self._training_of[model] = training
 
-    def _held_by(self, optimizer: Optimizer) -> set[Tensor | None]:
-        """Return the parameters that an optimizer has, or was made with (None where it is gone)."""
-        made_with = (reference() for reference in self._made_with.get(optimizer, ()))
-        return {*_parameters(optimizer), *made_with}
+    def _held_by(self, optimizer: Optimizer) -> set[int]:
+        """Return the ``id`` of the parameters that an optimizer has, or was made with."""
+        return {*map(id, _parameters(optimizer)), *self._made_with.get(optimizer, ())}
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -61,6 +61,7 @@ CASES = [
     ("folds", "", 0, "of 3 × Net: 6 of 6"),
     ("parts", "", 0, "on 0.weight of Sequential: 1 of 1"),
     ("closure", "", 0, "on stem.weight of Net: 1 of 1"),
+    ("swapped", "", 0, "on stem.weight of Net: 2 of 2"),
     ("empty_step", "", 0, "on stem.weight of Net: 1 of 1"),
     ("enables", "", 0, "λ=0.5 on stem.weight"),
     ("enables", "--lam 0.1", 3, "Net: the script itself enables TrAct on it: leave --lam out"),

@@ -71,6 +71,21 @@ class Functional(nn.Module):
         return F.conv2d(x, self.kernel)
 
 
+class ByName(Functional):
+    def forward(self, *, images, mask=None):
+        return F.conv2d(images, self.kernel)
+
+
+class ByOptionalName(Functional):
+    def forward(self, *, images=None):
+        return F.conv2d(images, self.kernel)
+
+
+class WithItsLoss(Functional):
+    def forward(self, images, labels):
+        return F.cross_entropy(F.conv2d(images, self.kernel).mean((2, 3)), labels)
+
+
 class FromBatch(ChannelsLast):
     def forward(self, batch):
         return self.conv(batch["image"])
@@ -127,6 +142,9 @@ FOUND = [
     (ChannelsLast, ["conv.weight"]),
     (AssertsItsSize, ["conv.weight"]),
     (Functional, ["kernel"]),
+    (ByName, ["kernel"]),
+    (ByOptionalName, ["kernel"]),
+    (WithItsLoss, ["kernel"]),
     (lambda: nn.Linear(5, 2), ["weight"]),
     (lambda: nn.Conv2d(2, 4, 3, groups=2), ["weight"]),
 ]

@@ -222,6 +222,18 @@ def empty_step(x):
     optimizer.step()
 
 
+def swapped(x):
+    """FSDP2 and torchao change the weights of a model that an optimizer has in this way."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        weight = model.stem.weight
+        torch.utils.swap_tensors(weight, nn.Parameter(weight.detach().clone()))
+
+
 def closure(x):
     model = Net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)

@@ -41,10 +41,23 @@ def pixel_dtype(model: nn.Module) -> torch.dtype:
     return next(floating, torch.float32)
 
 
-def images_example(model: nn.Module, count: int, *shape: int) -> Example:
-    """Pixels of this shape as each of the first ``count`` positional inputs."""
-    pixels = tuple(image(model, *shape) for _ in range(count))
-    return Example(args=pixels, pixels=pixels)
+def images_example(model: nn.Module, *shape: int) -> Example:
+    """Pixels of this shape as each input that a forward cannot do without, or as its first.
+
+    What it calls ``labels`` gets a class for each image: it is for a loss, or a conditional model.
+    """
+    parameters = list(signature(model.forward).parameters.values())
+    variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind not in variable]
+    labels = torch.zeros(shape[0], dtype=torch.long)
+    given = {
+        p: labels if p.name in ("label", "labels") else image(model, *shape)
+        for p in required or parameters[:1]
+    }
+    named = {p.name: value for p, value in given.items() if p.kind is Parameter.KEYWORD_ONLY}
+    args = tuple(value for p, value in given.items() if p.name not in named)
+    pixels = tuple(value for value in given.values() if value is not labels)
+    return Example(args=args, kwargs=named, pixels=pixels)
 
 
 def declared_size(model: nn.Module) -> tuple[int, int] | None:

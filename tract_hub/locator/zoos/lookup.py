@@ -40,7 +40,6 @@ def examples_for(model: nn.Module) -> Iterator[Example]:
     inside = (m for m in model.modules() if zoo_of(m) and ".models." in f"{type(m).__module__}.")
     for module in islice(inside, 1):
         for example in zoo_of(module).examples(module):
-            count = plain.required_inputs(model)
-            yield images_example(model, count, *example.pixels[0].shape)
+            yield images_example(model, *example.pixels[0].shape)
             yield example
     yield from plain.examples(model)

@@ -5,7 +5,6 @@ Sizes and channels that do not fit are found by ``search``: only the rank has to
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 from torch import nn
@@ -18,13 +17,12 @@ _SPACE = {3: (16_000,), 4: (224, 224), 5: (16, 112, 112)}
 
 def examples(model: nn.Module) -> Iterator[Example]:
     """Yield example inputs, one of each rank that may fit."""
-    count = required_inputs(model)
     size = declared_size(model)
     for rank, channels in _ranks(model).items():
         space = _SPACE.get(rank, ())
         if size and rank > 3:
             space = (*space[:-2], *size)
-        yield images_example(model, count, 2, channels, *space)
+        yield images_example(model, 2, channels, *space)
 
 
 def _ranks(model: nn.Module) -> dict[int, int]:
@@ -41,11 +39,3 @@ def _ranks(model: nn.Module) -> dict[int, int]:
                 ranks.setdefault(parameter.dim(), parameter.shape[1])
     ranks.setdefault(4, 3)
     return ranks
-
-
-def required_inputs(model: nn.Module) -> int:
-    """Count the positional inputs that a forward cannot do without; at least 1."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p for p in parameters if p.kind in positional and p.default is p.empty]
-    return max(1, len(required))

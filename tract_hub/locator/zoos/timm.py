@@ -22,7 +22,7 @@ def examples(model: nn.Module) -> Iterator[Example]:
     channels = getattr(model, "in_chans", None) or channels
     size = declared_size(model) or (height, width)
     further = tuple(_patches_of_another_size(model))
-    yield replace(images_example(model, 1, 2, channels, *size), also=further)
+    yield replace(images_example(model, 2, channels, *size), also=further)
 
 
 def _patches_of_another_size(model: nn.Module) -> Iterator[Example]:
