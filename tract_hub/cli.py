@@ -70,7 +70,3 @@ def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print("tract-hub: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(status)
-
-
-if __name__ == "__main__":
-    main()

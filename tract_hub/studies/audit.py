@@ -69,24 +69,20 @@ def audit_model(zoo: str, name: str) -> Record:
     and ``warnings``, where the zoo declares another first layer than was found.
     """
     torch.set_num_threads(1)
+    result = "not built"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        record = {"name": name, **_audited(zoo, name)}
+        try:
+            model = build_without_weights(models_of(zoo)[name])
+            result = "failed"
+            stems = [stem.weight_name for stem in tract_hub.locate(model)]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            result = "refused" if result == "failed" and isinstance(error, TractError) else result
+            return {"name": name, "result": result, "reason": reason[:300]}
     said = [str(w.message) for w in caught if issubclass(w.category, TractWarning)]
-    return record | ({"warnings": said} if said and "stems" in record else {})
-
-
-def _audited(zoo: str, name: str) -> Record:
-    result = "not built"
-    try:
-        model = build_without_weights(models_of(zoo)[name])
-        result = "failed"
-        stems = [stem.weight_name for stem in tract_hub.locate(model)]
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        result = "refused" if result == "failed" and isinstance(error, TractError) else result
-        return {"result": result, "reason": reason[:300]}
-    return {"result": "exact" if len(stems) == 1 else "multiple", "stems": stems}
+    record = {"name": name, "result": "exact" if len(stems) == 1 else "multiple", "stems": stems}
+    return record | ({"warnings": said} if said else {})
 
 
 def _in_parallel(names: list[str], settings: Audit) -> Iterator[Record]:

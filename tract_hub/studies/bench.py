@@ -92,7 +92,6 @@ def _videomae() -> nn.Module:
     return model
 
 
-_PAPERS_VIT = Case("cifar-vit", (3, 32, 32), 128, {"img_size": 32, "num_classes": 10})
 CASES: dict[str, dict[str, Case]] = {
     "cpu": {
         "resnet18-32": Case("resnet18-small-images", (3, 32, 32), 64),
@@ -117,7 +116,7 @@ CASES: dict[str, dict[str, Case]] = {
         "vit-small": Case("vit_small_patch16_224", (3, 224, 224), 256),
         "vit-base": Case("vit_base_patch16_224", (3, 224, 224), 256),
         "vit-base-32": Case("vit_base_patch32_224", (3, 224, 224), 256),
-        "cifar-vit": _PAPERS_VIT,
+        "cifar-vit": Case("cifar-vit", (3, 32, 32), 128, {"img_size": 32, "num_classes": 10}),
         "mlp-32": Case(partial(_mlp, 3072, 512), (3, 32, 32), 128),
     },
 }

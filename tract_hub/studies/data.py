@@ -156,8 +156,7 @@ def fit(data: ImageData, size: int) -> ImageData:
     mean, square = sums / len(looked_at)
     std = (square - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-6, std, torch.ones_like(std))  # a channel that never changes
-    moments = tuple(mean.tolist()), tuple(std.tolist())
-    return replace(data, train=train, test=test, mean=moments[0], std=moments[1])
+    return replace(data, train=train, test=test, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
 class Loaded(Dataset[Batch]):

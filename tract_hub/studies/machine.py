@@ -24,17 +24,13 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
-def processor() -> str:
-    """Return the name of the GPU, or else of the CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def machine() -> str:
+    """Return the GPU, or else the CPU, the threads and the versions in one line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def machine() -> str:
-    """Return processor, threads and versions in one line."""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name()]
     packages = ", ".join(f"{name} {at}" for name, at in versions().items())
-    return f"{processor()}, {torch.get_num_threads()} threads; {packages}"
+    processor = names[0] if names else platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads; {packages}"
