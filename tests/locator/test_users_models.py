@@ -329,6 +329,7 @@ class Draws(nn.Module):
         keep = torch.zeros(4).uniform_() < 0.9
         noise = random.random() + numpy.random.rand() + random.randrange(3) + random.gauss(0, 1)
         order = torch.randperm(x.shape[0])
+        x = x * torch.distributions.Beta(0.2, 0.2).sample()  # as mixup does
         return self.dropout(self.conv(x[order] + noise) * (1 + keep.any()) * torch.rand(1))
 
 
