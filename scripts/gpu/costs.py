@@ -39,7 +39,6 @@ def measure(
     name, precision, compiled = cell
     case = (SMOKE if smoke else CASES["cuda"])[name]
     torch.manual_seed(0)
-    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
     model, images, labels = case.prepare(device, True)
     steps: dict[str, Callable[[], None]] = {}
     same = {"card": card, "case": name, "batch": case.batch}

@@ -82,7 +82,7 @@ def train_all(settings: Compare, smoke: bool, end: float) -> bool:
 
 def train_one(experiment: Experiment, run: Run, end: float) -> bool:
     """Train a run from where it stopped; return whether it is done, which it is not out of time."""
-    torch._dynamo.reset()  # or it takes the ninth model for one that changes too often
+    torch.compiler.reset()  # or it takes the ninth model for one that changes too often
 
     def after(row: dict[str, Any]) -> bool:
         if row["epoch"] == row["epochs"]:

@@ -55,6 +55,7 @@ class Case:
 
     def prepare(self, device: torch.device, last: bool) -> tuple[nn.Module, Tensor, Tensor]:
         """Return the model in training mode with its initial weights, photographs, and labels."""
+        torch.compiler.reset()  # or the next case is compiled for shapes that change
         if isinstance(self.model, str):
             channels = self.shape[0] if self.shape[0] == 1 else None
             model = build_model(self.model, channels=channels, arguments=self.arguments)
