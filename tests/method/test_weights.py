@@ -104,6 +104,80 @@ def test_a_derived_weight_is_corrected_where_the_operation_used_it(kind: str) ->
         assert relative_error(layer.get_parameter(name).grad, wanted) < 1e-11
 
 
+class Applies(nn.Module):
+    """Applies its weight in a way of its own."""
+
+    def __init__(self, way: Callable[[Applies, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way = way
+        self.weight = nn.Parameter(torch.randn(6, 20) * 0.2)
+        self.register_buffer("basis", torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+def written_into_zeros(m: Applies, x: Tensor) -> Tensor:
+    new = torch.zeros(x.shape, dtype=x.dtype)
+    new[:] = x
+    return F.linear(new, m.weight)
+
+
+def written_into_parts(m: Applies, x: Tensor) -> Tensor:
+    new = torch.zeros(x.shape, dtype=x.dtype)
+    new[:3].copy_(x[:3])
+    new[3:].copy_(x[3:])
+    return F.linear(new, m.weight)
+
+
+WAYS = {
+    # Products that make the weight, with a constant on the left.
+    "constant times weight": lambda m, x: F.linear(x, m.basis @ m.weight),
+    "constant made in the forward": lambda m, x: F.linear(
+        x, torch.ones(6, 6, dtype=x.dtype) @ m.weight
+    ),
+    # Inputs that have met the weight, and are pixels all the same.
+    "input moved to the weight": lambda m, x: F.linear(x.to(m.weight), m.weight),
+    "input shifted": lambda m, x: F.linear(x - m.weight.new_tensor(0.1), m.weight),
+    "input copied": lambda m, x: F.linear(m.weight.new_zeros(x.shape).copy_(x), m.weight),
+    "input written": written_into_zeros,
+    "input written in parts": written_into_parts,
+    "input scaled": lambda m, x: F.linear(x / m.weight.detach().norm(), m.weight),
+    # Products of features, which come from the weight and are none.
+    "similarity": lambda m, x: F.linear(x, m.weight).relu() @ F.linear(x, m.weight).relu().t(),
+    "anchors": lambda m, x: m.basis @ F.linear(x, m.weight).relu().t(),
+    "cosine": lambda m, x: m.basis @ (F.linear(x, m.weight) / m.weight.norm(dim=1)).t(),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("rows", [8, 40])
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_and_features_are_told_apart(way: str, rows: int, compiled: bool) -> None:
+    if compiled and way == "constant made in the forward":
+        pytest.skip("a graph that is compiled does not show what is written into a constant")
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model, x = Applies(WAYS[way]).double(), torch.randn(rows, 20).double()
+    expected = corrected_gradients(model, lambda: model(x).square().mean())["weight"]
+    tract_hub.enable(model, example_inputs=x).zero_grad()
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    run(x).square().mean().backward()
+    assert relative_error(model.weight.grad, expected) < 1e-11
+
+
+@pytest.mark.parametrize("kind", ["matrix_exp", "cayley", "householder"])
+def test_an_orthogonal_linear_layer_is_corrected_once(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = parametrizations.orthogonal(nn.Linear(12, 8), orthogonal_map=kind).double()
+    x = torch.randn(40, 12).double()
+    expected = corrected_gradients(layer, lambda: layer(x).square().sum())
+    tract_hub.enable(layer).zero_grad()
+    layer(x).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-11
+
+
 def assert_each_use_is_corrected(model: nn.Module, weight: Tensor, uses: list, x: Tensor) -> None:
     """``uses``: for each call, the input that it sees, and a loss in which it alone counts."""
     expected = 0

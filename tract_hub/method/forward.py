@@ -448,12 +448,18 @@ class ModelForward(StandIn):
 
 
 class _ReadCalls(TorchFunctionMode):
-    """Reads the torch functions that a module's forward calls."""
+    """Reads the torch functions that a module's forward calls.
+
+    It knows which tensors are weights, the stem's or computed from it, and which are constants,
+    held by the module or made of nothing else. All others come from what the module was called on.
+    """
 
     def __init__(self, stem: StemForward) -> None:
         super().__init__()
         self.stem = stem
         self.derived: list[Tensor] = []
+        self.held = [*stem.module.parameters(), *stem.module.buffers()]
+        self.constants = list(self.held)
 
     def __torch_function__(
         self,
@@ -467,19 +473,30 @@ class _ReadCalls(TorchFunctionMode):
         if call is not None and self._applies(call):
             return self.stem.apply(func, call, args, kwargs)
         result = func(*args, **kwargs)
-        if any(self._is_weight(tensor) for tensor in _tensors((*args, *kwargs.values()))):
-            self.derived.extend(_tensors((result,)))
+        given, made = list(_tensors((*args, *kwargs.values()))), list(_tensors((result,)))
+        if all(self._is_weight(tensor) or _is_in(self.constants, tensor) for tensor in given):
+            of_weight = any(self._is_weight(tensor) for tensor in given)
+            (self.derived if of_weight else self.constants).extend(made)
+        else:  # what the input is written into is no constant any more
+            written = [tensor for tensor in made if _is_in(given, tensor)]
+            written += given[:1] if func is Tensor.__setitem__ else []
+            if written:
+                written += [tensor._base for tensor in written if tensor._is_view()]
+                self.derived = [t for t in self.derived if not _is_in(written, t)]
+                self.constants = [t for t in self.constants if not _is_in(written, t)]
         return result
 
     def _applies(self, call: LinearCall) -> bool:
         """Tell the layer itself from a product that is a step in computing its weight."""
-        if self._is_weight(call.input):
+        # A graph that is compiled does not show that an input was written into a constant.
+        fixed = self.held if torch.compiler.is_compiling() else self.constants
+        if self._is_weight(call.input) or _is_in(fixed, call.input):
             return False
         return self._is_weight(call.weight) or self._is_computed_elsewhere(call.weight)
 
     def _is_weight(self, tensor: Tensor) -> bool:
         made = self.stem.module.__dict__.get("weight")  # by a pre-hook of weight_norm or pruning
-        return any(tensor is known for known in (*self.stem.weights(), made, *self.derived))
+        return _is_in((*self.stem.weights(), made, *self.derived), tensor)
 
     def _is_computed_elsewhere(self, tensor: Tensor) -> bool:
         """Tell a weight that no function seen here has made: scripted, or cached."""
@@ -488,10 +505,11 @@ class _ReadCalls(TorchFunctionMode):
             return parametrize.is_parametrized(self.stem.module) and not isinstance(
                 tensor, nn.Parameter
             )
-        if tensor.grad_fn is None:
-            return False
-        known = list(self.stem.weights())
-        return any(leaf is weight for leaf in _leaves(tensor.grad_fn) for weight in known)
+        nodes = list(_nodes(tensor.grad_fn))
+        if any(node.name() in GATES for node in nodes):
+            return False  # it lies behind the layer
+        leaves = [node.variable for node in nodes if hasattr(node, "variable")]
+        return any(_is_in(leaves, weight) for weight in self.stem.weights())
 
 
 def stand_ins(module: nn.Module) -> Iterator[StandIn]:
@@ -543,17 +561,20 @@ def _arrived(stem: StemForward | None, parameter: Tensor) -> None:
         stem.arrived(parameter)
 
 
-def _leaves(node: Any) -> Iterator[Tensor]:
-    """Yield the leaves that a node of autograd's graph was computed from, but through no gate."""
-    seen, rest = {node}, [node]
+def _nodes(last: Any) -> Iterator[Any]:
+    """Yield the nodes of autograd's graph from this one on."""
+    rest = [last]
+    seen = {None}
     while rest:
         node = rest.pop()
-        if hasattr(node, "variable"):
-            yield node.variable
-        if node.name() not in GATES:
-            below = {function for function, _ in node.next_functions} - {None} - seen
-            seen |= below
-            rest += below
+        if node not in seen:
+            seen.add(node)
+            yield node
+            rest += (function for function, _ in node.next_functions)
+
+
+def _is_in(tensors: Iterable[Tensor | None], tensor: Tensor) -> bool:
+    return any(tensor is known for known in tensors)
 
 
 def _holds(model: nn.Module, name: str, stem: StemForward) -> bool:

@@ -118,7 +118,10 @@ class AccumulatorGate(torch.autograd.Function):
         return gradients[0], None, None, None
 
 
-GATES = tuple(f"{gate.__name__}Backward" for gate in (WeightGate, EagerWeightGate, AccumulatorGate))
+GATES = tuple(
+    f"{gate.__name__}Backward"
+    for gate in (WeightGate, EagerWeightGate, OutputGate, AccumulatorGate)
+)
 """Names of these gates in autograd's graph: what lies behind one is corrected already."""
 
 
