@@ -219,9 +219,26 @@ class Sensors(nn.Module):
         return self.stems[self.sensor](x)
 
 
+def test_hidden_layers_of_the_first_one_s_shape_are_not_spoken_of() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x).relu()
+            return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = tract_hub.enable(Stack())
+    assert [stem.weight_name for stem in tract_hub.status(model)] == ["layers.0.weight"]
+
+
 def test_a_stem_that_is_chosen_as_it_runs_is_named_or_treated(x: Tensor) -> None:
     model = Sensors().double()
-    with pytest.warns(tract_hub.TractWarning, match=r"'stems.heat' is like.*stems=\["):
+    with pytest.warns(tract_hub.TractWarning, match=r"'stems.heat' is alike.*stems=\["):
         tract_hub.enable(model)
     tract_hub.enable(model, stems=["stems.rgb", "stems.heat"])
     for model.sensor in ("rgb", "heat", "rgb"):

@@ -152,8 +152,6 @@ def enable(
             f"{names} is frozen, so TrAct does nothing: unfreeze it (requires_grad_(True)) if you "
             "want to train the first layer"
         )
-    if stems is None:
-        notes.extend(_siblings(model, found))
     for stem, forward in zip(found, forwards, strict=True):
         _log(stem, forward)
     for note in notes:
@@ -295,23 +293,6 @@ def _log(stem: Stem, forward: StemForward) -> None:
         f"TrAct λ={lam:g}{relative} on {stem.weight_name} "
         f"({shape}, {stem.in_features} features{frozen})"
     )
-
-
-def _siblings(model: nn.Module, stems: Sequence[Stem]) -> Iterator[str]:
-    """Name layers that other inputs may use instead, such as those of a dictionary by sensor."""
-    found = {stem.module for stem in stems}
-    for stem in stems:
-        parent = stem.module_name.rpartition(".")[0]
-        siblings = model.get_submodule(parent)
-        if not isinstance(siblings, (nn.ModuleDict, nn.ModuleList)):
-            continue
-        for name, other in siblings.named_children():
-            alike = type(other) is type(stem.module) and other not in found
-            if alike and other.weight.shape == stem.module.weight.shape:
-                yield (
-                    f"'{parent}.{name}' is like {stem.module_name!r}, and the example images did "
-                    "not reach it: if it reads pixels too, name both with stems=[…]"
-                )
 
 
 def _check_module(caller: str, model: Any) -> None:

@@ -55,6 +55,18 @@ def rounded(x):
     return (x * 255).round().to(torch.uint8).float() / 255
 
 
+def upside_down(x):
+    rows = torch.arange(x.shape[2]).flip(0).view(1, 1, -1, 1)
+    return torch.take_along_dim(x, rows, 2)
+
+
+def between_matrices(x):
+    """Blur rows and columns by fixed matrices."""
+    rows, columns = torch.eye(x.shape[-2]), torch.eye(x.shape[-1])
+    images = [torch.linalg.multi_dot([rows, image, columns]) for image in x.flatten(0, 1)]
+    return torch.stack(images).view_as(x)
+
+
 OWN = "image's own statistics"
 
 
@@ -70,6 +82,15 @@ OWN = "image's own statistics"
         (lambda x: (x - x.mean()) / x.std(), OWN),
         (nn.InstanceNorm2d(3), "batch_norm"),
         (rounded, "rounding"),
+        # Of these pixels, only the shape or the device counts.
+        (lambda x: x.masked_fill(torch.zeros(1, 1, 1, 1).bool().expand_as(x), 0), None),
+        (lambda x: torch.where(torch.zeros_like(x, dtype=torch.bool), 0.0, x), None),
+        (lambda x: x * x.new_ones(x.shape, dtype=torch.bool), None),
+        (lambda x: x * (torch.arange(x.shape[-1]) > 3).to(x), None),
+        # Constants beside pixels, of which torch asks that they are on one device.
+        (upside_down, None),
+        (between_matrices, None),
+        (lambda x: x.lerp(torch.zeros(()), 0.3), None),
     ],
 )
 def test_standardised_inside_the_model(standardise, note) -> None:
@@ -90,6 +111,8 @@ def test_standardised_inside_the_model(standardise, note) -> None:
         lambda x: x.softmax(1),
         lambda x: x.abs(),
         lambda x: x.long().float(),
+        lambda x: x * (x > 0).to(torch.float32),
+        lambda x: x * (x > 0).float().detach(),
     ],
 )
 def test_nonlinear_in_front_is_refused(nonlinear) -> None:

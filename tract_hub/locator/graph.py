@@ -61,7 +61,7 @@ MOVES = frozenset(
     "Alias AsStrided Clone Copy CopyBackwards CopySlices Diagonal Expand Lift Movedim Permute Real "
     "ReshapeAlias ReshapeCopy Select SelectView Slice Split SplitWithSizes Squeeze T ToCopy "
     "Transpose Unbind Unfold UnsafeSplit UnsafeSplitWithSizes UnsafeView Unsqueeze View "
-    "ViewAsComplex ViewAsReal Conj ConjPhysical ResolveConj Imag Fill Zero "
+    "Complex ViewAsComplex ViewAsReal Conj ConjPhysical ResolveConj Imag Fill Zero "
     # joining and rearranging
     "Cat Stack ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D "
     "ReplicationPad2D ReplicationPad3D Flip Roll Repeat RepeatInterleave Gather Index IndexSelect "
@@ -195,7 +195,7 @@ class Graph:
             return Kind.NONLINEAR if any(flow.frozen for flow in reached) else Kind.PIXELS
         if operation in MOVES or operation == "Round":
             return Kind.PIXELS
-        in_one = operation in LAYERS or operation in ("Mul", "Addcmul")
+        in_one = operation in LAYERS or operation in ("Mul", "Addcmul", "Lerp")
         in_first = operation in FIRST_ONLY and flows[0] is reached[0]
         return Kind.PIXELS if len(reached) == 1 and (in_one or in_first) else Kind.NONLINEAR
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -63,6 +64,7 @@ def locate(
         raise StemNotFoundError(_why_none(inner, attempt.trace))
     stems = [_stem(inner, attempt, layers, prefix) for layers in groups]
     stems.sort(key=lambda stem: stem.weight_name)
+    stems[0] = replace(stems[0], notes=(*stems[0].notes, *_left_out(attempt.trace, prefix)))
     declared = {prefix + name for name in declared_stems(inner)}
     found = {stem.weight_name for stem in stems}
     if not declared <= found:
@@ -125,7 +127,7 @@ def _stem(model: nn.Module, attempt: Attempt, layers: list[LayerCall], prefix: s
         sites=tuple(_sites(attempt.copied, layers, prefix)),
         uses=len(layers),
         derived=any(layer.derived for layer in layers),
-        notes=(*_notes(layers), *_left_out(attempt.trace, prefix)),
+        notes=(*_notes(layers), *_siblings(model, module_name, attempt.trace, prefix)),
         reason=_reason(model, attempt, layers),
     )
 
@@ -161,6 +163,24 @@ def _notes(layers: list[LayerCall]) -> Iterator[str]:
             f"the pixels pass {', '.join(frozen)} first, which is frozen and taken for a constant: "
             "the layer's own input is used"
         )
+
+
+def _siblings(model: nn.Module, name: str, trace: Trace, prefix: str) -> Iterator[str]:
+    """Name layers that other inputs may use instead, such as those of a dictionary by sensor."""
+    parent = name.rpartition(".")[0]
+    among, module = model.get_submodule(parent), model.get_submodule(name)
+    for path, other in among.named_children():
+        ran = f"{parent}.{path}".lstrip(".") in trace.ran
+        if ran or type(other) is not type(module) or type(among) not in _COLLECTIONS:
+            continue
+        if [p.shape for p in other.parameters()] == [p.shape for p in module.parameters()]:
+            yield (
+                f"'{prefix}{parent}.{path}' is alike, and the example images did not reach it: "
+                "if it reads pixels too, name both with stems=[…]"
+            )
+
+
+_COLLECTIONS = (nn.ModuleDict, nn.ModuleList)
 
 
 def _left_out(trace: Trace, prefix: str) -> Iterator[str]:

@@ -35,6 +35,7 @@ class Trace:
     ended: Exception | None = None  # why the forward did not come to its end, if it did not
     mismatch: Mismatch | None = None  # in the last call that failed
     looked_up: str | None = None  # the embedding that took the pixels for indices
+    ran: set[str] = field(default_factory=set)  # modules whose forward was called
 
     def add(self, other: Trace) -> None:
         """Add what another call of the same model showed."""
@@ -42,6 +43,7 @@ class Trace:
         self.ended = self.ended or other.ended
         self.mismatch = self.mismatch or other.mismatch
         self.looked_up = self.looked_up or other.looked_up
+        self.ran |= other.ran
 
 
 def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trace:
@@ -87,6 +89,10 @@ def _main_first(layer: LayerCall, known: Mapping[str, Tensor]) -> LayerCall:
     return replace(layer, parameters=tuple(sorted(sizes, key=lambda n: sizes[n], reverse=True)))
 
 
+def _without_values(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
+
+
 def _leaf(tensor: Tensor) -> Tensor:
     """Pixels that autograd follows, which it would not do with bytes."""
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
@@ -111,6 +117,7 @@ class _Layers(TorchFunctionMode):
 
         def enter(module: nn.Module, inputs: Any) -> None:
             self.running.append((names[module], module, self.in_function()))
+            self.trace.ran.add(names[module])
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             if self.running and self.running[-1][1] is module:
@@ -131,7 +138,9 @@ class _Layers(TorchFunctionMode):
         kwargs = kwargs or {}
         answer = _ANSWERS.get(func)
         if answer is not None:
-            return answer(self, func, args, kwargs)
+            output = answer(self, func, args, kwargs)
+            self._note(getattr(func, "__name__", ""), args, kwargs, output)
+            return output
         if isinstance(func, MethodWrapperType):  # reads an attribute
             return func(*args, **kwargs)
         call = read_call(func, args, kwargs)
@@ -149,12 +158,15 @@ class _Layers(TorchFunctionMode):
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function; keep the graph of what comes from the pixels under ``no_grad`` too."""
-        if torch.is_grad_enabled():
-            self.user_grad = True
-            output = func(*args, **kwargs)
-        else:
-            of_pixels = any(self._kind_of(tensor) for tensor in tensors_in((args, kwargs)))
-            with torch.set_grad_enabled(of_pixels):
+        self.user_grad = self.user_grad or torch.is_grad_enabled()
+        given = list(tensors_in((args, kwargs)))
+        with torch.set_grad_enabled(torch.is_grad_enabled() or any(map(self._kind_of, given))):
+            try:
+                output = func(*args, **kwargs)
+            except RuntimeError:  # stft and others refuse a window on the CPU beside meta pixels
+                if {tensor.is_meta for tensor in given} != {True, False}:
+                    raise
+                args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
                 output = func(*args, **kwargs)
         cast = id(output) in self.byte_images  # a cast to fractions, which is none here
         return output.clone() if cast else output
@@ -207,6 +219,8 @@ class _Layers(TorchFunctionMode):
         discrete = not (output.is_floating_point() or output.is_complex())
         if not discrete and (not self.cut or name in _SELECTING):
             return
+        if name in _LIKE_ANOTHER or name in _BLANK:
+            args, kwargs = args[:1] if name in _LIKE_ANOTHER else (), {}
         given = list(tensors_in((args, kwargs)))
         cut = any(id(tensor) in self.cut for tensor in given)
         if discrete:  # integers and comparisons are no longer affine in the pixels
@@ -325,6 +339,14 @@ _STATISTICS = frozenset(
     "amax amin aminmax max mean median min norm quantile std std_mean sum var var_mean "
     "linalg_vector_norm".split()
 )
+
+_LIKE_ANOTHER = frozenset("expand_as view_as reshape_as type_as to".split())
+
+_BLANK = frozenset(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
+    "new_ones new_empty new_full".split()
+)
+"""What reads the shape of a tensor alone; those above, that of their second."""
 
 _SELECTING = frozenset(
     "__getitem__ __setitem__ index_select gather take masked_select index_put index_put_".split()

@@ -481,7 +481,7 @@ class _ReadCalls(TorchFunctionMode):
             written = [tensor for tensor in made if _is_in(given, tensor)]
             written += given[:1] if func is Tensor.__setitem__ else []
             if written:
-                written += [tensor._base for tensor in written if tensor._is_view()]
+                written += [tensor._base for tensor in written if tensor._base is not None]
                 self.derived = [t for t in self.derived if not _is_in(written, t)]
                 self.constants = [t for t in self.constants if not _is_in(written, t)]
         return result
