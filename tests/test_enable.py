@@ -287,6 +287,29 @@ def test_save_pretrained_writes_the_ordinary_checkpoint(tmp_path) -> None:
         assert torch.equal(value, model.state_dict()[key])
 
 
+def shallow_copy(model: nn.Module) -> nn.Module:
+    """Copy modules as learn2learn's ``clone`` does, with weights of their own."""
+    twin = model.__new__(type(model))
+    twin.__dict__ = model.__dict__ | {"_parameters": dict(model._parameters)}
+    own = {name: p for name, p in twin._parameters.items() if p is not None}
+    twin._parameters |= {name: nn.Parameter(2 * p.detach()) for name, p in own.items()}
+    twin._modules = {name: shallow_copy(module) for name, module in model._modules.items()}
+    return twin
+
+
+@pytest.mark.parametrize("change", [tract_hub.disable, tract_hub.enable])
+def test_a_shallow_copy_is_freed_of_the_original(change) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU())
+    x = torch.randn(2, 3, 8, 8)
+    expected = 2 * model(x)
+    twin = shallow_copy(tract_hub.enable(model))
+    assert not tract_hub.status(twin)
+    change(twin)
+    assert torch.allclose(twin(x), expected)
+    assert len(tract_hub.status(twin)) == (change is tract_hub.enable)
+    assert len(tract_hub.status(model)) == 1
+
+
 def test_an_ema_copy_follows_the_enabled_model() -> None:
     from timm.utils import ModelEmaV3
 

@@ -175,7 +175,10 @@ def disable(model: Model) -> Model:
     _check_module("disable", model)
     for module in model.modules():
         for stand_in in list(stand_ins(module)):
-            stand_in.detach()
+            if stand_in.module is module:
+                stand_in.detach()
+            else:
+                stand_in.remove_from(module)
     return model
 
 
@@ -234,7 +237,8 @@ def stem_forwards(model: nn.Module) -> Iterator[tuple[str, StemForward]]:
     """Yield the name of each module that applies a first layer's weight, and its stand-in."""
     for name, module in model.named_modules():
         for stand_in in stand_ins(module):
-            if isinstance(stand_in, StemForward) and stand_in.active:
+            own = stand_in.module is module  # not that of which this is a shallow copy
+            if isinstance(stand_in, StemForward) and stand_in.active and own:
                 yield name, stand_in
 
 

@@ -77,6 +77,8 @@ class _Copier:
                 kept = value.items() if name.startswith("_forward") else ()
                 hooks = ((key, self._value(hook)) for key, hook in kept if self._needs(hook))
                 attributes[name] = OrderedDict(hooks)
+            elif getattr(value, "tract_hub_forward", False) and value.module is not module:
+                pass  # of the module that this one is a shallow copy of
             elif not name.startswith(_LEFT_OUT):
                 attributes[name] = self._value(value)
         if "_old_forward" in attributes:  # accelerate's, which moves weights to a device

@@ -75,14 +75,21 @@ class StandIn:
         self.module.__dict__[self.method] = self
 
     def detach(self) -> None:
-        """Take it out, under whatever name others have kept it to call it from their own."""
+        """Take it out of its module, and stop."""
         self.active = False
-        for name, value in list(self.module.__dict__.items()):
+        self.remove_from(self.module)
+
+    def remove_from(self, module: nn.Module) -> None:
+        """Take it out, under whatever name others have kept it to call it from their own.
+
+        A shallow copy, as ``copy.copy`` and learn2learn make it, has it from another module.
+        """
+        for name, value in list(module.__dict__.items()):
             if getattr(value, "__func__", value) is self:
                 if name == self.method and self.ordinary is None:
-                    del self.module.__dict__[name]
+                    del module.__dict__[name]
                 else:
-                    self.module.__dict__[name] = self._ordinary_method()
+                    module.__dict__[name] = self._ordinary_method()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the ordinary method."""
