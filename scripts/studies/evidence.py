@@ -46,14 +46,15 @@ STUDIES = {
     ),
     "no-norm": (
         "A CNN without batch normalisation behind its first layer",
-        f"{RESNET.replace('resnet18', 'resnet18-bare')} --lr 0.1 0.2 0.4 0.8 {FEW}",
+        f"{RESNET.replace('resnet18', 'resnet18-bare')} --lr 0.1 0.2 0.4 0.8 --max-train 10000 "
+        "--epochs 5 10 --grid-seeds 1 --seeds 4",
     ),
     "vit-patch8": ("A small ViT, patches of 8 × 8", PATCH8),
     "vit-no-warmup": ("The same without warm-up", f"{PATCH8} --warmup 0"),
     "conv-vit": ("A small ViT with a convolutional stem", f"--recipe conv-vit {LONG}"),
     "vit-patch4": (
         "A small ViT, patches of 4 × 4",
-        f"--recipe small-vit --epochs 8 {VIT}",
+        f"--recipe small-vit --epochs 8 {VIT.replace(' 0.004', '')}",
     ),
 }
 SHOWN = ["arm", "epochs", "ordinary epochs", "seeds", "accuracy", "difference", "epochs to 95%"]
