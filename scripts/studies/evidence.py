@@ -54,7 +54,7 @@ STUDIES = {
     "conv-vit": ("A small ViT with a convolutional stem", f"--recipe conv-vit {LONG}"),
     "vit-patch4": (
         "A small ViT, patches of 4 × 4",
-        f"--recipe small-vit --epochs 8 {VIT.replace(' 0.004', '')}",
+        f"--recipe small-vit --max-train 25000 --epochs 8 {VIT.replace(' 0.004', '')}",
     ),
 }
 SHOWN = ["arm", "epochs", "ordinary epochs", "seeds", "accuracy", "difference", "epochs to 95%"]

@@ -141,6 +141,25 @@ def test_bytes_are_pixels() -> None:
     assert "'image'" in stem.reason or "image" in stem.reason
 
 
+class ReadsText(nn.Module):
+    """Computes the loss of a text in its forward, as OCR models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 11)
+
+    def forward(self, image, text):
+        scores = self.head(self.conv(image).mean(2).transpose(1, 2)).log_softmax(-1)
+        lengths = torch.full((len(image),), scores.shape[1])
+        letters = torch.full((len(image),), text.shape[1])
+        return F.ctc_loss(scores.transpose(0, 1), text, lengths, letters)
+
+
+def test_a_loss_that_torch_does_not_know_on_meta_is_followed() -> None:
+    inputs = torch.zeros(2, 1, 8, 32), torch.ones(2, 4, dtype=torch.long)
+    assert [stem.weight_name for stem in tract_hub.locate(ReadsText(), inputs)] == ["conv.weight"]
+
+
 class Metadata(nn.Module):
     """An image, and numbers of other kinds beside it."""
 
