@@ -263,6 +263,24 @@ def test_layers_that_see_changed_pixels_are_noted(build, left_out) -> None:
     assert any(left_out in note and "stems=" in note for note in stems[0].notes)
 
 
+class DynamicConvolution(nn.Module):
+    """Mixes kernels by what each image is like, as CondConv does."""
+
+    def __init__(self):
+        super().__init__()
+        self.route, self.kernels = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 8 * 3 * 9))
+
+    def forward(self, x):
+        mixed = self.route(x.mean((2, 3))).sigmoid() @ self.kernels
+        return F.conv2d(x.flatten(0, 1)[None], mixed.view(-1, 3, 3, 3), groups=len(x))
+
+
+def test_a_convolution_by_a_weight_made_of_the_pixels_is_noted() -> None:
+    (stem,) = tract_hub.locate(DynamicConvolution())
+    assert stem.weight_name == "route.weight"
+    assert any("weight that is made of them" in note for note in stem.notes)
+
+
 class Siamese(nn.Module):
     def __init__(self):
         super().__init__()

@@ -185,6 +185,8 @@ _COLLECTIONS = (nn.ModuleDict, nn.ModuleList)
 
 def _left_out(trace: Trace, prefix: str) -> Iterator[str]:
     """Name the layers that read the pixels too, and are no first layers."""
+    if trace.dynamic:
+        yield "a convolution reads the pixels with a weight that is made of them: left ordinary"
     first = {n for la in trace.layers if la.flow.kind is Kind.PIXELS for n in la.parameters}
     ways = {
         Kind.MIXED: "joined with or moved by learnt features",

@@ -36,6 +36,7 @@ class Trace:
     mismatch: Mismatch | None = None  # in the last call that failed
     looked_up: str | None = None  # the embedding that took the pixels for indices
     ran: set[str] = field(default_factory=set)  # modules whose forward was called
+    dynamic: bool = False  # whether a convolution of the pixels had a weight made of the pixels
 
     def add(self, other: Trace) -> None:
         """Add what another call of the same model showed."""
@@ -44,6 +45,7 @@ class Trace:
         self.mismatch = self.mismatch or other.mismatch
         self.looked_up = self.looked_up or other.looked_up
         self.ran |= other.ran
+        self.dynamic = self.dynamic or other.dynamic
 
 
 def follow_pixels(model: nn.Module, copied: nn.Module, example: Example) -> Trace:
@@ -177,6 +179,8 @@ class _Layers(TorchFunctionMode):
     def _record(self, call: LinearCall) -> Flow | None:
         """Record a layer's call if it reads pixels; return what its output is, if that is known."""
         weight, flow = self.graph.flow(call.weight), self.graph.flow(call.input)
+        if flow.kind is Kind.PIXELS and weight.kind and call.convolution:
+            self.trace.dynamic = True
         if not weight.parameters or flow.kind is None:
             return None
         trained = weight.parameters & self.graph.trainable
