@@ -23,9 +23,8 @@ RESNET = "--recipe narrow-resnet18 --model-arg width=16 --precision bf16"
 SHORT = "--max-train 10000 --epochs 5"
 GRID = "--lr 0.1 0.2 0.4"
 FEW = f"{SHORT} --grid-seeds 1 --seeds 4"
-VIT = "--lr 0.001 0.002 0.004 --grid-seeds 1 --seeds 3"
-LONG = f"--max-train 25000 --epochs 12 {VIT}"
-PATCH8 = f"--recipe small-vit --model-arg patch_size=8 {LONG}"
+VIT = "--max-train 25000 --lr 0.001 0.002 0.004 --grid-seeds 1 --seeds 3"
+PATCH8 = f"--recipe small-vit --model-arg patch_size=8 --epochs 12 {VIT}"
 STUDIES = {
     "length": (
         "How many epochs does TrAct save?",
@@ -51,10 +50,10 @@ STUDIES = {
     ),
     "vit-patch8": ("A small ViT, patches of 8 × 8", PATCH8),
     "vit-no-warmup": ("The same without warm-up", f"{PATCH8} --warmup 0"),
-    "conv-vit": ("A small ViT with a convolutional stem", f"--recipe conv-vit {LONG}"),
+    "conv-vit": ("A small ViT with a convolutional stem", f"--recipe conv-vit --epochs 6 12 {VIT}"),
     "vit-patch4": (
         "A small ViT, patches of 4 × 4",
-        f"--recipe small-vit --max-train 25000 --epochs 8 {VIT.replace(' 0.004', '')}",
+        f"--recipe small-vit --epochs 8 {VIT.replace(' 0.004', '')}",
     ),
 }
 SHOWN = ["arm", "epochs", "ordinary epochs", "seeds", "accuracy", "difference", "epochs to 95%"]
