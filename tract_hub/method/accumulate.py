@@ -125,7 +125,7 @@ class Accumulator:
             eps = self.eps or torch.finfo(packed.dtype).eps
             moment = Moment(sums, rows.clamp_min(1), features, eps)
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # a DTensor
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
                 local = local.mT if self.transposed else local
                 corrected = divide(local, moment, self.settings)
                 local.copy_(torch.where(rows > 0, corrected, local))

@@ -109,15 +109,14 @@ def moment_of(
     Where λ lies too near the rounding errors of float32, a CPU takes float64. Elsewhere looking
     would wait for the device: λ is raised instead, see ``Moment.damped``.
     """
-    device = call.input.device.type
-    dtype = product_dtype(call.input, operands) if x is None else product_dtype(x, None)
-    small = x is not None and count_rows(call) * x.numel() < SMALL_PRODUCT and device == "cpu"
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        if dtype == torch.float32 and (small or in_transform()):  # vmap has no number to look at
-            dtype = torch.float64
-        moment = _moment_in(dtype, call, x)
-        if dtype == torch.float32 and device == "cpu" and not moment.allows(settings):
-            moment = _moment_in(torch.float64, call, x)
+    on_cpu = call.input.device.type == "cpu"
+    dtype = product_dtype(call.input if x is None else x, operands)
+    small = x is not None and count_rows(call) * x.numel() < SMALL_PRODUCT and on_cpu
+    if dtype == torch.float32 and (small or in_transform()):  # vmap has no number to look at
+        dtype = torch.float64
+    moment = _moment_in(dtype, call, x)
+    if dtype == torch.float32 and on_cpu and not moment.allows(settings):
+        moment = _moment_in(torch.float64, call, x)
     return moment
 
 
@@ -145,12 +144,13 @@ def correct_gradient(
     rows = count_rows(call)
     if rows == 0:
         return torch.zeros_like(gradient)
-    if rows < call.in_features:
-        return _woodbury(gradient, call, settings)
-    moment = moment_of(call, settings, operands)
-    if observe is not None:
-        observe(moment.trace.flatten() / call.in_features)
-    return divide(gradient, moment, settings)
+    with torch.autocast(gradient.device.type, enabled=False):
+        if rows < call.in_features:
+            return _woodbury(gradient, call, settings)
+        moment = moment_of(call, settings, operands)
+        if observe is not None:
+            observe(moment.trace.flatten() / call.in_features)
+        return divide(gradient, moment, settings)
 
 
 def divide(gradient: Tensor, moment: Moment, settings: Settings) -> Tensor:
@@ -158,17 +158,16 @@ def divide(gradient: Tensor, moment: Moment, settings: Settings) -> Tensor:
     groups, features, _ = moment.sums.shape
     exact = has_fast_float64(gradient.device) or gradient.dtype == torch.float64
     dtype = torch.float64 if exact else torch.float32
-    with torch.autocast(gradient.device.type, enabled=False):
-        damped, damping = moment.damped(settings)
-        factor, info = torch.linalg.cholesky_ex(damped.to(dtype))
-        columns = gradient.reshape(groups, -1, features).mT.to(damped.dtype)
-        solved = torch.cholesky_solve(columns.to(dtype), factor)
-        if dtype != damped.dtype:
-            # One step of refinement, n² · out products in float64: on photographs in 16 × 16
-            # patches at λ = 0.1, float32 alone has an error of 4e-5, and this leaves 2e-9 of it.
-            rest = columns - damped @ solved.to(damped.dtype)
-            solved = solved + torch.cholesky_solve(rest.to(dtype), factor)
-        solved = solved.mT + _poison(damping, info).to(dtype)
+    damped, damping = moment.damped(settings)
+    factor, info = torch.linalg.cholesky_ex(damped.to(dtype))
+    columns = gradient.reshape(groups, -1, features).mT.to(damped.dtype)
+    solved = torch.cholesky_solve(columns.to(dtype), factor)
+    if dtype != damped.dtype:
+        # One step of refinement, n² · out products in float64: on photographs in 16 × 16
+        # patches at λ = 0.1, float32 alone has an error of 4e-5, and this leaves 2e-9 of it.
+        rest = columns - damped @ solved.to(damped.dtype)
+        solved = solved + torch.cholesky_solve(rest.to(dtype), factor)
+    solved = solved.mT + _poison(damping, info).to(dtype)
     return solved.reshape(gradient.shape).to(gradient.dtype)
 
 
@@ -208,8 +207,8 @@ def dual_gradient(
         factor, info = torch.linalg.cholesky_ex(damped.to(exact))
         # LAPACK's solve takes five times as long for the 64 × 64 matrix of an MLP's batch.
         inverse = torch.cholesky_inverse(factor) + _poison(damping, info).to(exact)
-        solved = inverse @ delta.to(exact)
-        gradient = solved.to(x.dtype).mT @ x
+        solved = torch.bmm(inverse, delta.to(exact))
+        gradient = torch.bmm(solved.to(x.dtype).mT, x)
     return gradient.reshape(call.weight.shape).to(dtype)
 
 
@@ -217,14 +216,13 @@ def _woodbury(gradient: Tensor, call: LinearCall, settings: Settings) -> Tensor:
     """Return (∇W − ∇W·Xᵀ (XXᵀ / rows + λI)⁻¹ X / rows) / λ, in the widest dtype, as it cancels."""
     groups, features = call.groups, call.in_features
     wide = widest_dtype(gradient.device)
-    with torch.autocast(gradient.device.type, enabled=False):
-        x = unfolded(call, wide)
-        ordinary = gradient.reshape(groups, -1, features).to(wide)
-        moment = _moment_in(wide, call, x)
-        damped, damping = moment.damped(settings)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        seen = torch.cholesky_solve(x @ ordinary.mT, factor).mT @ x / count_rows(call)
-        corrected = (ordinary - seen) / damping + _poison(damping + moment.trace, info)
+    x = unfolded(call, wide)
+    ordinary = gradient.reshape(groups, -1, features).to(wide)
+    moment = _moment_in(wide, call, x)
+    damped, damping = moment.damped(settings)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    seen = torch.cholesky_solve(x @ ordinary.mT, factor).mT @ x / count_rows(call)
+    corrected = (ordinary - seen) / damping + _poison(damping + moment.trace, info)
     return corrected.reshape(gradient.shape).to(gradient.dtype)
 
 

@@ -193,13 +193,13 @@ def gram_of_columns(x: Tensor) -> tuple[Tensor, Tensor]:
     1.1 of the time of a product in float32 and half of that in float64 (AMD EPYC).
     """
     if x.dtype != torch.float32:
-        product = x @ x.mT
+        product = torch.bmm(x, x.mT)
         return product, product
     runs = _pad(x, [0, -x.shape[-1] % RUN]).unflatten(-1, (-1, RUN))
     means = runs.mean(-1, keepdim=True)
     rest = (runs - means).flatten(-2)
     means = means.squeeze(-1).to(widest_dtype(x.device))
-    product = rest @ rest.mT
+    product = torch.bmm(rest, rest.mT)
     return RUN * (means @ means.mT) + product, product
 
 
