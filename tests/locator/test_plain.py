@@ -62,6 +62,20 @@ class ChannelsLast(nn.Module):
         return self.conv(x.permute(0, 3, 1, 2))
 
 
+class AddsCoordinates(nn.Module):
+    """As CoordConv does, or a Perceiver, whose channels are last."""
+
+    def __init__(self, channels, axis):
+        super().__init__()
+        self.axis = axis
+        self.layer = nn.Conv2d(channels + 2, 4, 3) if axis == 1 else nn.Linear(channels + 2, 4)
+
+    def forward(self, x):
+        size = [*x.shape]
+        size[self.axis] = 2
+        return self.layer(torch.cat([x, torch.rand(size)], self.axis))
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
@@ -140,6 +154,9 @@ FOUND = [
     (sound_net, ["0.weight"]),
     (Pair, ["left.weight", "right.weight"]),
     (ChannelsLast, ["conv.weight"]),
+    (lambda: AddsCoordinates(1, 1), ["layer.weight"]),
+    (lambda: AddsCoordinates(4, 1), ["layer.weight"]),
+    (lambda: AddsCoordinates(3, 3), ["layer.weight"]),
     (AssertsItsSize, ["conv.weight"]),
     (Functional, ["kernel"]),
     (ByName, ["kernel"]),

@@ -214,10 +214,15 @@ class ShapeSearch:
         channels, remainder = divmod(shape[axis] * mismatch.wanted, mismatch.got)
         if remainder == 0 and 0 < channels <= _MOST_CHANNELS:
             return (*shape[:axis], channels, *shape[axis + 1 :])
+        # Channels that the forward adds: coordinates (CoordConv), perceiver-pytorch's positions.
+        added = mismatch.got - mismatch.wanted
+        if 0 < added < shape[axis]:
+            return (*shape[:axis], shape[axis] - added, *shape[axis + 1 :])
         if len(shape) - axis != 3:
             return None
-        if mismatch.got == shape[-1]:
-            return (*shape[:axis], *shape[axis + 1 :], mismatch.wanted)
+        last = shape[-1] - added
+        if mismatch.got == shape[-1] or last == shape[axis]:
+            return (*shape[:axis], *shape[axis + 1 :], last)
         for count in (shape[axis], 3, 1):
             side = math.isqrt(mismatch.wanted // count)
             if side * side * count == mismatch.wanted:
