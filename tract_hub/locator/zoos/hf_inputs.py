@@ -79,10 +79,11 @@ class Situation:
 
 
 def layouts_for(names: Iterable[str]) -> list[str]:
-    """List the layouts that the names of a forward's inputs hint at, and then all others."""
+    """List the layouts that the names of a forward's inputs hint at, and then all of images."""
     text = " ".join(names)
     hinted = [layouts for pattern, layouts in _HINTS if re.search(pattern, text)]
-    return list(dict.fromkeys([*chain(*hinted), *LAYOUTS]))
+    others = (layout for layout in LAYOUTS if "mel" not in layout and "wave" not in layout)
+    return list(dict.fromkeys([*chain(*hinted), *others]))
 
 
 def make_input(name: str, situation: Situation) -> Any:
