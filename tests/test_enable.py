@@ -12,6 +12,7 @@ import pickle
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tract_hub
@@ -226,6 +227,60 @@ def test_stems_can_be_named_by_layer_or_by_weight() -> None:
         named = tract_hub.enable(zoo.build("resnet18"), stems=[entry])
         assert [s.weight_name for s in tract_hub.status(named)] == ["conv1.weight"]
         assert torch.equal(stem_gradient("resnet18", named), stem_gradient("resnet18", found))
+
+
+class Functional(nn.Module):
+    """Applies weights in ways of its own."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.way = way
+        self.w, self.conv = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x).square().mean()
+
+
+WAYS = {
+    "own": lambda m, x: F.conv2d(x, m.w),
+    "own, standardised": lambda m, x: F.conv2d(x, m.w - m.w.mean()),
+    "of a layer": lambda m, x: F.conv2d(x, m.conv.weight),
+    "of a layer, and by it": lambda m, x: F.conv2d(x, m.conv.weight) - 2 * m.conv(x),
+}
+
+
+@pytest.mark.parametrize("way", [*WAYS, "parametrized"])
+def test_a_schedule_by_the_names_that_status_shows_keeps_what_was_found(way: str) -> None:
+    torch.manual_seed(0)
+    model = Functional(WAYS.get(way, lambda m, x: m.conv(x)))
+    if way == "parametrized":
+        nn.utils.parametrizations.weight_norm(model.conv)
+    x, gradients = torch.randn(4, 3, 8, 8), []
+    for other in (0.2, 0.1):
+        tract_hub.enable(model, other)
+        names = [state.weight_name for state in tract_hub.status(model)]
+        tract_hub.enable(model, 0.2, stems=names).zero_grad()
+        model(x).backward()
+        gradients.append(model.get_parameter(names[0]).grad.clone())
+        assert [state.lam for state in tract_hub.status(model)] == [0.2]
+    assert torch.equal(*gradients)
+    tract_hub.enable(model, 0.2).zero_grad()
+    model(x).backward()
+    assert torch.equal(gradients[0], model.get_parameter(names[0]).grad)
+
+
+def test_a_weight_of_no_layer_can_be_named() -> None:
+    torch.manual_seed(0)
+    model, x = Functional(WAYS["own"]), torch.randn(4, 3, 8, 8)
+    gradients = []
+    for stems in (None, ["w"]):
+        tract_hub.enable(model, stems=stems).zero_grad()
+        model(x).backward()
+        gradients.append(model.w.grad.clone())
+        tract_hub.disable(model)
+    assert torch.equal(*gradients)
+    with pytest.raises(tract_hub.StemNotFoundError, match=r"no layer 'conv\.bias'"):
+        tract_hub.enable(model, stems=["conv.bias"])
 
 
 def test_a_batch_norm_on_the_pixels_is_passed_with_a_warning() -> None:

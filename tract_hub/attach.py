@@ -26,7 +26,7 @@ from tract_hub.method.forward import (
     is_private,
     stand_ins,
 )
-from tract_hub.stem import Stem
+from tract_hub.stem import Site, Stem, holder_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -139,7 +139,10 @@ def enable(
     base = Settings(named.get("", 0.1), scope, damping)
     if any(map(is_private, model.parameters())):
         raise UnsupportedStemError(OPACUS)
-    found = locate(model, example_inputs, pixels) if stems is None else named_stems(model, stems)
+    if stems is None:
+        found = locate(model, example_inputs, pixels)
+    else:
+        found = named_stems(model, stems, _present(model))
     settings = [replace(base, lam=each) for each in _lam_of_each(found, named)]
     _refuse(model, found, scope)
     disable(model)
@@ -195,7 +198,7 @@ def status(model: nn.Module) -> Status:
     """
     _check_module("status", model)
     forwards = list(stem_forwards(model))
-    used = {forward.first or forward for _, forward in forwards if forward.used}
+    used = {forward.first or forward for _, forward in forwards if forward.applied}
     found = {
         forward: StemStatus(
             weight_name=f"{name}.{forward.parameters[0]}".lstrip("."),
@@ -240,6 +243,29 @@ def stem_forwards(model: nn.Module) -> Iterator[tuple[str, StemForward]]:
             own = stand_in.module is module  # not that of which this is a shallow copy
             if isinstance(stand_in, StemForward) and stand_in.active and own:
                 yield name, stand_in
+
+
+def _present(model: nn.Module) -> dict[str, Stem]:
+    """Describe the layers that TrAct is on, by the names of their weights."""
+    sites: dict[StemForward, list[Site]] = {}
+    for name, forward in stem_forwards(model):
+        sites.setdefault(forward.first or forward, []).append(Site(name, "", forward.parameters))
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found = {}
+    for forward, where in sites.items():
+        weight = f"{where[0].module_name}.{where[0].parameters[0]}".lstrip(".")
+        if weight in names:  # it may have been parametrized since
+            found[weight] = Stem(
+                weight_name=weight,
+                module_name=holder_of(weight),
+                module=model.get_submodule(holder_of(weight)),
+                in_features=forward.features[1],
+                operation="",
+                sites=tuple(where),
+                derived=len(forward.parameters) > 1 or "parametrizations" in weight,
+                reason="TrAct is on it",
+            )
+    return found
 
 
 def _lam_of_each(stems: Sequence[Stem], named: Mapping[str, float]) -> list[float]:
@@ -291,11 +317,10 @@ def _attach(
 def _log(stem: Stem, forward: StemForward) -> None:
     lam, damping = forward.settings.lam, forward.settings.damping
     relative = " × mean square" if damping == "relative" else ""
-    shape = f"{stem.operation} {stem.geometry}".strip()
-    frozen = ", frozen" if forward.frozen else ""
+    said = [f"{stem.operation} {stem.geometry}".strip(), f"{stem.in_features} features"]
+    said += ["frozen"] if forward.frozen else []
     _logger.info(
-        f"TrAct λ={lam:g}{relative} on {stem.weight_name} "
-        f"({shape}, {stem.in_features} features{frozen})"
+        f"TrAct λ={lam:g}{relative} on {stem.weight_name} ({', '.join(filter(None, said))})"
     )
 
 

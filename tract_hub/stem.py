@@ -59,3 +59,10 @@ class Stem:
     def __str__(self) -> str:
         shape = f"{self.operation} {self.geometry}".strip()
         return f"{self.weight_name}: {shape}, n = {self.in_features}; {self.reason}"
+
+
+def holder_of(parameter: str) -> str:
+    """Return the name of the module whose parameter this is, or whose weight it parametrizes."""
+    before, parametrized, _ = f".{parameter}".partition(".parametrizations.")
+    path = before if parametrized else before.rpartition(".")[0]
+    return path.removeprefix(".")

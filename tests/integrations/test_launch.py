@@ -99,6 +99,21 @@ def test_a_script(capsys, what, options, status, says):
     assert got == status
 
 
+def test_a_launched_script_sees_that_tract_is_applied(capsys, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch, tract_hub\n"
+        "model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "model(torch.randn(2, 3, 8, 8)).sum().backward()\n"
+        "optimizer.step()\n"
+        "print(tract_hub.status(model)[0].applied)\n"
+    )
+    with pytest.raises(SystemExit):
+        main([str(script)])
+    assert capsys.readouterr().out.strip() == "True"
+
+
 def test_a_run_without_tract_ends_before_its_first_step(capsys):
     with pytest.raises(SystemExit):
         main([str(SMALL), "words"])

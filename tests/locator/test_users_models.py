@@ -232,6 +232,32 @@ def test_a_frozen_layer_in_front(build, expected, noted) -> None:
     )
 
 
+@pytest.mark.parametrize("first", [nn.Conv2d(3, 8, 3), nn.Linear(12, 8)])
+def test_a_frozen_layer_whose_bias_is_trained_is_a_frozen_layer(first) -> None:
+    model = nn.Sequential(first, nn.ReLU())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    with pytest.warns(tract_hub.TractWarning, match=r"'0\.weight' is frozen"):
+        tract_hub.enable(model)
+
+
+class Sometimes(nn.Module):
+    """Draws whether it uses its second layer, as peft's LoHa does with its dropout of 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x) if torch.rand(1) > 0 else self.a(x)
+
+
+def test_a_number_that_is_drawn_decides_as_it_would() -> None:
+    model, state = Sometimes(), torch.get_rng_state()
+    assert [stem.weight_name for stem in tract_hub.locate(model)] == ["a.weight", "b.weight"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 class SpatialTransformer(nn.Module):
     def __init__(self):
         super().__init__()

@@ -444,3 +444,21 @@ def test_forward_mode_derivatives_are_those_of_the_ordinary_model(case) -> None:
     tract_hub.disable(model)
     _, ordinary = torch.func.jvp(run, (weights,), (weights,))
     assert torch.equal(tangent, ordinary)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 8, 7), nn.Conv2d(4, 8, 3, groups=2), nn.Linear(9, 5)]
+)
+def test_a_compiler_gets_the_strides_that_it_counts_on(layer: nn.Module) -> None:
+    """Inductor asserts them in the code that it makes, where aot_eager looks at nothing."""
+    torch.compiler.reset()
+    size = (
+        (6, layer.in_features) if isinstance(layer, nn.Linear) else (2, layer.in_channels, 16, 16)
+    )
+    x, gradients = torch.randn(8, *size), []
+    tract_hub.enable(layer, example_inputs=x[0])
+    for model in (layer, torch.compile(layer)):
+        layer.zero_grad()
+        model(x.flatten(0, 1)).square().mean().backward()
+        gradients.append(layer.weight.grad)
+    assert relative_error(*gradients) < 1e-5

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -80,6 +81,10 @@ LAYERS = frozenset(
     "Addbmm Addmm Addmv Baddbmm Bmm Convolution Dot Linear Mm Mv MkldnnConvolution".split()
 )
 """Affine in any one of their tensors while the others are fixed; with a parameter, a layer."""
+
+BIASES = dict.fromkeys(("Convolution", "Linear", "MkldnnConvolution"), 2)
+BIASES |= dict.fromkeys(("Addbmm", "Addmm", "Addmv", "Baddbmm"), 0)
+"""Place of the tensor that these add: a bias may be trained where the weight is frozen (BitFit)."""
 
 FIRST_ONLY = frozenset(("Div", "GridSampler2D", "GridSampler3D"))
 """Affine in the first tensor, not in what divides it or says where to sample it."""
@@ -187,8 +192,11 @@ class Graph:
             return Kind.MIXED if joined and operation in _SHIFTS else Kind.FEATURES
         if Kind.NONLINEAR in kinds:
             return Kind.NONLINEAR
-        if operation in LAYERS and learnt and len(reached) == 1:
-            names = tuple(sorted(learnt))
+        bias = BIASES.get(operation)
+        factors = (flow.parameters for place, flow in enumerate(flows) if place != bias)
+        multiplied = learnt.intersection(chain(*factors))
+        if operation in LAYERS and multiplied and len(reached) == 1:
+            names = tuple(sorted(multiplied))
             self.layers.append(LayerCall(None, _in_words(operation), reached[0], names))
             return Kind.FEATURES
         if operation in NORMALISATIONS:  # behind a frozen map it is features that are normalised

@@ -17,7 +17,7 @@ from tract_hub.locator.trace import Trace
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.locator.zoos.lookup import declared_stems
 from tract_hub.method.calls import Convolution
-from tract_hub.stem import Site, Stem
+from tract_hub.stem import Site, Stem, holder_of
 
 
 def locate(
@@ -102,7 +102,7 @@ def _why_none(model: nn.Module, trace: Trace) -> str:
 def _stem(model: nn.Module, attempt: Attempt, layers: list[LayerCall], prefix: str) -> Stem:
     """Describe one first layer; refuse what cannot be exact."""
     first, weight = layers[0], layers[0].parameters[0]
-    module_name = _holder(weight)
+    module_name = holder_of(weight)
     module = model.get_submodule(module_name)
     obstacle = next((layer.obstacle for layer in layers if layer.obstacle), None)
     if first.call is None or obstacle:
@@ -130,13 +130,6 @@ def _stem(model: nn.Module, attempt: Attempt, layers: list[LayerCall], prefix: s
         notes=(*_notes(layers), *_siblings(model, module_name, attempt.trace, prefix)),
         reason=_reason(model, attempt, layers),
     )
-
-
-def _holder(parameter: str) -> str:
-    """Name of the module whose parameter this is, or whose weight it parametrizes."""
-    before, parametrized, _ = f".{parameter}".partition(".parametrizations.")
-    path = before if parametrized else before.rpartition(".")[0]
-    return path.removeprefix(".")
 
 
 def _sites(copied: nn.Module, layers: list[LayerCall], prefix: str) -> Iterator[Site]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from operator import attrgetter
 
@@ -12,23 +12,26 @@ from torch import nn
 from tract_hub.errors import StemNotFoundError, UnsupportedStemError
 from tract_hub.locator.unwrap import unwrap
 from tract_hub.names import did_you_mean
-from tract_hub.stem import Site, Stem
+from tract_hub.stem import Site, Stem, holder_of
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def named_stems(model: nn.Module, stems: Sequence[str | Stem]) -> tuple[Stem, ...]:
+def named_stems(
+    model: nn.Module, stems: Sequence[str | Stem], present: Mapping[str, Stem]
+) -> tuple[Stem, ...]:
     """Describe the layers that a user named, or named the weights of, sorted by these.
 
     A ``Stem`` may be of this model or of one of the same build, and a name with or without what
-    wrappers put before it.
+    wrappers put before it. The names of those that TrAct is on, ``present``, stand for these.
     """
     several = isinstance(stems, (Sequence, Set)) and not isinstance(stems, str)
     if not several or not all(isinstance(stem, (str, Stem)) for stem in stems):
         raise TypeError("stems must be a list of names of layers, such as ['conv1']")
     if not stems:
         raise StemNotFoundError("stems is empty: name at least one layer, or leave it out")
-    found = [_checked(model, s) if isinstance(s, Stem) else _named(model, s) for s in stems]
+    known = [present.get(stem, stem) if isinstance(stem, str) else stem for stem in stems]
+    found = [_checked(model, s) if isinstance(s, Stem) else _named(model, s) for s in known]
     unique: dict[str, Stem] = {}
     for stem in sorted(found, key=lambda stem: stem.weight_name):
         if not any(stem.sites[0] in known.sites for known in unique.values()):  # one weight, twice
@@ -55,12 +58,33 @@ def _checked(model: nn.Module, stem: Stem) -> Stem:
 
 def _named(model: nn.Module, entry: str) -> Stem:
     modules = dict(model.named_modules(remove_duplicate=False))
+    named = model.named_parameters(remove_duplicate=False)
+    parameters = {name: p for name, p in named if "bias" not in name.split(".")}
     for name in (entry, unwrap(model)[1] + entry, entry.removesuffix(".weight")):
-        if name in modules:
-            stem = _stem_of(name, modules[name])
+        layer = holder_of(name) if name in parameters else name
+        if name in parameters and not isinstance(modules[layer], _LAYERS):
+            return _free_weight(name, modules[layer], parameters[name])
+        if layer in modules:
+            stem = _stem_of(layer, modules[layer])
             return replace(stem, sites=(*stem.sites, *_tied(model, stem)))
     hint = did_you_mean(repr(entry), map(repr, filter(None, modules)))
     raise StemNotFoundError(f"{type(model).__name__} has no layer {entry!r}; {hint}")
+
+
+def _free_weight(name: str, module: nn.Module, weight: nn.Parameter) -> Stem:
+    """Describe a weight that a module of the user applies by a function of torch."""
+    if weight.dim() < 2 or weight.is_complex():
+        raise UnsupportedStemError(f"{name!r} is no real matrix or kernel that a layer applies")
+    operation = f"conv{weight.dim() - 2}d" if weight.dim() > 2 else "linear"
+    return Stem(
+        weight_name=name,
+        module_name=holder_of(name),
+        module=module,
+        in_features=weight.shape[1:].numel(),
+        operation=operation,
+        sites=(Site(holder_of(name), operation, (name.rpartition(".")[2],)),),
+        reason="named by the user",
+    )
 
 
 def _stem_of(name: str, module: nn.Module) -> Stem:

@@ -61,6 +61,14 @@ class MetaAnswers(TorchDispatchMode):
         """Run what takes or makes numbers; they stay on the CPU where they are few."""
         on_meta = {**kwargs, "device": _META}
         if torch.Tag.nondeterministic_seeded in func.tags:
+            # rand, randn, randint and randperm: peft's LoHa asks ``rand(1) > dropout``.
+            own = f"{func._schema.overload_name}_generator".lstrip("_")
+            seeded = getattr(func.overloadpacket, own, None)
+            if seeded is not None:
+                drawn = func(*args, **on_meta)
+                if drawn.numel() > SMALL:
+                    return drawn
+                return seeded(*args, **{**kwargs, "device": _CPU, "generator": self._generator})
             if any(argument.name == "generator" for argument in func._schema.arguments):
                 kwargs = {**kwargs, "generator": self._generator}
             elif next(tensors_in(args), None) is not None:

@@ -116,15 +116,23 @@ class Accumulator:
     def finish(self, packed: Tensor) -> None:
         """Correct the gradient by the sums of all processes."""
         groups, features = self.shape
-        parameter, rows = self.parameter, packed[-1]
+        parameter = self.parameter
         gradient = parameter.grad
         if gradient is None and _is_of_deepspeed(parameter):
             gradient = importlib.import_module("deepspeed.utils").safe_get_full_grad(parameter)
         if gradient is not None and not has_no_values(gradient):
+            packed = packed.to(gradient.device)  # FSDP2 may keep gradients on the CPU
+            rows = packed[-1]
             sums = packed[:-1].view(groups, features, features)
             eps = self.eps or torch.finfo(packed.dtype).eps
             moment = Moment(sums, rows.clamp_min(1), features, eps)
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # a DTensor
+            if groups > 1 and len(local) != len(gradient):
+                self.clear()
+                raise TractError(
+                    f"{self.weight_name!r} has {groups} groups, and FSDP2 shards it across them: "
+                    "pass scope='local'"
+                )
             with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
                 local = local.mT if self.transposed else local
                 corrected = divide(local, moment, self.settings)

@@ -176,7 +176,8 @@ class StemForward(StandIn):
             both where the scope is ``"global"``.
 
     Attributes:
-        used: whether a forward has applied TrAct since somebody set this to False.
+        applied: whether a forward has applied TrAct.
+        used: whether one has since somebody set this to False.
 
     """
 
@@ -263,7 +264,7 @@ class StemForward(StandIn):
                 gated = gate_weight(laid_out, call, use)
             if transposed and not by_output:
                 gated = gated.mT
-        self.used = True
+        self.used = self.applied = True
         self._note("applied")
         args, kwargs = with_weight(gated, args, kwargs)
         output = func(*args, **kwargs)
@@ -363,7 +364,7 @@ class StemForward(StandIn):
 
     def _begin(self) -> None:
         """Set what a copy does not share."""
-        self.used = False
+        self.used = self.applied = False
         self._last = ""  # "applied", "bypassed", or nothing yet, see _note
         self._warned: set[str] = set()
         self._watched: dict[int, Any] = {}

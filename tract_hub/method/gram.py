@@ -121,7 +121,7 @@ def product_dtype(input: Tensor, operands: torch.dtype | None) -> torch.dtype:
             return used
     if has_fast_float64(input.device) and input.device.type != "cpu":
         return torch.float64
-    return torch.float64 if _shortens_float32(input.device) else torch.float32
+    return widest_dtype(input.device) if _shortens_float32(input.device) else torch.float32
 
 
 def has_fast_float64(device: torch.device) -> bool:
