@@ -23,6 +23,7 @@ RESNET = "--recipe narrow-resnet18 --model-arg width=16 --precision bf16"
 SHORT = "--max-train 10000 --epochs 5"
 GRID = "--lr 0.1 0.2 0.4"
 FEW = f"{SHORT} --grid-seeds 1 --seeds 4"
+PIXELS = f"{RESNET} {GRID} {FEW} --damping relative absolute --pixels"
 VIT = "--max-train 25000 --lr 0.001 0.002 0.004 --grid-seeds 1 --seeds 3"
 PATCH8 = f"--recipe small-vit --model-arg patch_size=8 --epochs 12 {VIT}"
 STUDIES = {
@@ -35,14 +36,8 @@ STUDIES = {
         f"{RESNET} {GRID} {SHORT} --grid-seeds 2 --seeds 6 --rescaled --stem-lr 0.5 2 4",
     ),
     "damping": ("Which λ?", f"{RESNET} {GRID} {SHORT} --grid-seeds 2 --seeds 6 --lam 0.1 0.05 0.2"),
-    "pixels-unit": (
-        "Pixels from 0 to 1",
-        f"{RESNET} {GRID} {FEW} --pixels unit --damping relative absolute",
-    ),
-    "pixels-bytes": (
-        "Pixels from 0 to 255",
-        f"{RESNET} {GRID} {FEW} --pixels bytes --damping relative absolute",
-    ),
+    "pixels-unit": ("Pixels from 0 to 1", f"{PIXELS} unit"),
+    "pixels-bytes": ("Pixels from 0 to 255", f"{PIXELS} bytes"),
     "no-norm": (
         "A CNN without batch normalisation behind its first layer",
         f"{RESNET.replace('resnet18', 'resnet18-bare')} --lr 0.1 0.2 0.4 0.8 --max-train 10000 "

@@ -258,7 +258,7 @@ def write(
     results: list[dict[str, Any]], settings: Bench, memory: pd.DataFrame | None = None
 ) -> str:
     """Write ``bench.json`` and ``bench.md``; return the latter's tables."""
-    columns = ["torch_tract", "tract_hub", *(["tract_hub, compiled"] if settings.compiled else [])]
+    columns = [*arms()[1:], *(["tract_hub, compiled"] if settings.compiled else [])]
     lines = [
         {
             "case": result["case"],

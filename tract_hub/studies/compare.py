@@ -29,8 +29,9 @@ from tract_hub.studies.timing import ratios, take_turns
 from tract_hub.studies.train import Experiment, Training, make_accelerator, train
 from tract_hub.studies.verdict import Study, outcomes, summary
 
-TIMED_TURNS = 15
-"""Turns of timed steps: the medians of two runs then agree within 1 to 2 % on shared cores."""
+TIMED_TURNS, TIMED_SECONDS = 15, 20
+"""Most turns of timed steps (the medians of two runs then agree within 1 to 2 % on shared cores),
+and seconds that they may take, but for the first three."""
 BLOWN_UP = 2
 """Times the images' own side from which on resizing is warned of."""
 
@@ -52,7 +53,7 @@ def compare(settings: Compare) -> None:
     epochs_left = sum(run.epochs for run in left)
     if main and left:
         say(estimate(experiment, epochs_left, step, step_ratios))
-    progress = Progress(epochs_left, main)
+    progress = Progress(epochs_left, main, experiment.metric)
     train_all(experiment, grid, folder, progress)
     chosen = choose_lr(folder, experiment)
     train_all(experiment, [replace(run, lr=chosen[run.epochs]) for run in arms], folder, progress)
@@ -69,8 +70,8 @@ def say(*lines: str) -> None:
 class Progress:
     """Epochs that are done, of all: a bar on a terminal, a line an epoch elsewhere."""
 
-    def __init__(self, total: int, shown: bool) -> None:
-        self.total, self.done, self.shown = total, 0, shown
+    def __init__(self, total: int, shown: bool, metric: str) -> None:
+        self.total, self.done, self.shown, self.metric = total, 0, shown, metric
         self.began = time.perf_counter()
         self.bar = tqdm(total=total, unit="epoch", disable=not (shown and sys.stderr.isatty()))
 
@@ -79,7 +80,7 @@ class Progress:
         self.done += 1
         text = (
             f"{row['arm']}, lr {row['lr']:g}, seed {row['seed']}, epoch {row['epoch']} of "
-            f"{row['epochs']}: accuracy {row['accuracy']:.1%}"
+            f"{row['epochs']}: accuracy {row[self.metric]:.1%}"
         )
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
@@ -153,6 +154,8 @@ def opening(experiment: Experiment) -> list[str]:
         shown = ", ".join(counts[:12]) + (" …" if len(counts) > 12 else "")
         lines.append(f"  classes are uneven ({shown}): accuracy is the mean of the classes' own")
     native = data.native_size
+    if native is None and not settings.image_size:
+        lines.append(f"  images are resized to {size} × {size}; --image-size changes it")
     if native and size >= BLOWN_UP * native:
         times = (size / native) ** 2
         lines.append(
@@ -203,8 +206,11 @@ def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, f
         known = json.loads(path.read_text(encoding="utf-8"))
         if {arm.name for arm in arms} <= set(known["ratios"]):
             return known["seconds"], known["ratios"]
+    if experiment.accelerator.is_main_process:
+        say("  measuring a training step …")
     steps = {arm.name: first_step(experiment, arm) for arm in arms}
-    turns = take_turns(steps, experiment.accelerator.device, most=TIMED_TURNS + 2)[2:]
+    device = experiment.accelerator.device
+    turns = take_turns(steps, device, TIMED_SECONDS, TIMED_TURNS + 2)[2:]
     seconds = statistics.median(turn[ORDINARY.name] for turn in turns)
     by_arm = {name: statistics.median(ratios(turns, name)) for name in steps}
     experiment.accelerator.free_memory()
