@@ -93,7 +93,8 @@ def _parsed(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, 
         Settings(**settings)
     except ValueError as error:
         parser.error(str(error))
-    if not (options.module or Path(options.script).exists()):
+    script = Path(options.script)
+    if not (options.module or script.is_file() or (script / "__main__.py").exists()):
         parser.error(f"there is no script {options.script}; its own options stand after it")
     return options, settings
 

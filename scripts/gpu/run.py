@@ -3,6 +3,7 @@
     python scripts/gpu/run.py --data path/to/cifar10 [--minutes 9] [--out docs/results/gpu]
     python scripts/gpu/run.py --smoke     # the same on a CPU, with tiny models and data
 
+Install the package with its extras test and bench first; `datasets` is for the training alone.
 In order: the GPU tests; what TrAct costs (eager, without autocast beside torch_tract, compiled);
 CIFAR-10 by the paper's recipes. Rows are written as they come, to files of JSON lines; the page
 README.md after each part. Remove a file to have its part done again.

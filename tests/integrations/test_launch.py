@@ -137,6 +137,7 @@ def test_an_error_of_tract_that_the_script_makes_itself_is_its_own(tmp_path):
     ("arguments", "says"),
     [
         (["no/such/script.py"], "there is no script no/such/script.py"),
+        ([SCRIPTS], "there is no script"),
         (["--lam", "0", SMALL, "one"], "lam must be a finite number greater than 0, got 0"),
         (["--scope", "rank", SMALL, "one"], "invalid choice: 'rank'"),
         ([], "required: script"),
