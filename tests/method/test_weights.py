@@ -446,6 +446,10 @@ def test_forward_mode_derivatives_are_those_of_the_ordinary_model(case) -> None:
     assert torch.equal(tangent, ordinary)
 
 
+@pytest.mark.xfail(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="open: with ATEN_CPU_CAPABILITY=avx2, inductor hands over a wrong copy of the input",
+)
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(3, 8, 7), nn.Conv2d(4, 8, 3, groups=2), nn.Linear(9, 5)]
 )
