@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -206,15 +207,17 @@ def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, f
         known = json.loads(path.read_text(encoding="utf-8"))
         if {arm.name for arm in arms} <= set(known["ratios"]):
             return known["seconds"], known["ratios"]
-    if experiment.accelerator.is_main_process:
+    accelerator = experiment.accelerator
+    if accelerator.is_main_process:
         say("  measuring a training step …")
     steps = {arm.name: first_step(experiment, arm) for arm in arms}
-    device = experiment.accelerator.device
-    turns = take_turns(steps, device, TIMED_SECONDS, TIMED_TURNS + 2)[2:]
+    # Steps of several processes wait for each other: all have to make as many.
+    budget = TIMED_SECONDS if accelerator.num_processes == 1 else math.inf
+    turns = take_turns(steps, accelerator.device, budget, TIMED_TURNS + 2)[2:]
     seconds = statistics.median(turn[ORDINARY.name] for turn in turns)
     by_arm = {name: statistics.median(ratios(turns, name)) for name in steps}
-    experiment.accelerator.free_memory()
-    if experiment.accelerator.is_main_process:
+    accelerator.free_memory()
+    if accelerator.is_main_process:
         content = {"seconds": seconds, "ratios": by_arm, "machine": machine()}
         table.write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
     return seconds, by_arm
