@@ -24,7 +24,8 @@ SHORT = "--max-train 10000 --epochs 5"
 GRID = "--lr 0.1 0.2 0.4"
 FEW = f"{SHORT} --grid-seeds 1 --seeds 4"
 PIXELS = f"{RESNET} {GRID} {FEW} --damping relative absolute --pixels"
-VIT = "--max-train 25000 --lr 0.001 0.002 0.004 --grid-seeds 1 --seeds 3"
+RATES = "--max-train 25000 --grid-seeds 1 --seeds 3 --lr 0.001 0.002"
+VIT = f"{RATES} 0.004"
 PATCH8 = f"--recipe small-vit --model-arg patch_size=8 --epochs 12 {VIT}"
 STUDIES = {
     "length": (
@@ -46,10 +47,7 @@ STUDIES = {
     "vit-patch8": ("A small ViT, patches of 8 × 8", PATCH8),
     "vit-no-warmup": ("The same without warm-up", f"{PATCH8} --warmup 0"),
     "conv-vit": ("A small ViT with a convolutional stem", f"--recipe conv-vit --epochs 6 12 {VIT}"),
-    "vit-patch4": (
-        "A small ViT, patches of 4 × 4",
-        f"--recipe small-vit --epochs 8 {VIT.replace(' 0.004', '')}",
-    ),
+    "vit-patch4": ("A small ViT, patches of 4 × 4", f"--recipe small-vit --epochs 8 {RATES}"),
 }
 SHOWN = ["arm", "epochs", "ordinary epochs", "seeds", "accuracy", "difference", "epochs to 95%"]
 

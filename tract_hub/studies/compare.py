@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -32,7 +31,7 @@ from tract_hub.studies.verdict import Study, outcomes, summary
 
 TIMED_TURNS, TIMED_SECONDS = 15, 20
 """Most turns of timed steps (the medians of two runs then agree within 1 to 2 % on shared cores),
-and seconds that they may take, but for the first three."""
+and seconds in which one process has to make them; several wait for each other at each step."""
 BLOWN_UP = 2
 """Times the images' own side from which on resizing is warned of."""
 
@@ -211,8 +210,7 @@ def step_times(experiment: Experiment, folder: Path) -> tuple[float, dict[str, f
     if accelerator.is_main_process:
         say("  measuring a training step …")
     steps = {arm.name: first_step(experiment, arm) for arm in arms}
-    # Steps of several processes wait for each other: all have to make as many.
-    budget = TIMED_SECONDS if accelerator.num_processes == 1 else math.inf
+    budget = TIMED_SECONDS if accelerator.num_processes == 1 else float("inf")
     turns = take_turns(steps, accelerator.device, budget, TIMED_TURNS + 2)[2:]
     seconds = statistics.median(turn[ORDINARY.name] for turn in turns)
     by_arm = {name: statistics.median(ratios(turns, name)) for name in steps}
